@@ -1,0 +1,1 @@
+"""Automated System Recovery: the recovery engine and the live image it runs in."""

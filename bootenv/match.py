@@ -1,0 +1,141 @@
+"""Recorded disks <-> disks present: by serial number, WWN and identifiers, never by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .errors import DiskTooSmall, TooFewDisks
+from .layout import Disk, Layout, human
+
+# GPT keeps a copy of itself in the last 33 sectors: 32 of entries, 1 of header (UEFI 2.10, 5.3).
+_GPT_TAIL = 33
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One recorded disk and the disk that takes its place."""
+
+    recorded: Disk
+    present: Disk
+    reason: str                # why this one
+    content: str               # what is on it now
+    consent: bool              # it holds what is not this computer's: a person must agree
+
+
+@dataclass(frozen=True)
+class Match:
+    """A disk for each recorded disk, and the recorded layout on these disks."""
+
+    choices: tuple[Choice, ...]
+    layout: Layout
+
+
+def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None = None) -> Match:
+    """The present disk for each recorded one; `excluded` are device nodes that must not be targets.
+
+    The same hardware first, then a disk that already carries the recorded table, then a blank one of the same
+    size, a blank larger one, and last one that holds something else. Raises TooFewDisks and DiskTooSmall.
+    """
+    free = [d for d in present.disks if d.path not in (excluded or {})]
+    taken: dict[str, tuple[Disk, str]] = {}
+    for known_by, reason in ((_same_hardware, "same serial number"), (_same_table, "carries this computer's partitions")):
+        for disk in recorded.disks:
+            same = [d for d in free if known_by(disk, d)]
+            if disk.id not in taken and len(same) == 1 and same[0].size >= needed(disk, recorded):
+                taken[disk.id] = same[0], reason
+                free.remove(same[0])
+    # The largest need first, each to the smallest disk that is enough: so nobody takes what another must have.
+    for disk in sorted(recorded.disks, key=lambda d: -needed(d, recorded)):
+        if disk.id not in taken:
+            fit = [d for d in free if d.size >= needed(disk, recorded) and _kind(d) == _kind(disk)]
+            if not fit:
+                raise _no_disk(disk, recorded, free, present, excluded or {})
+            best = min(fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
+            taken[disk.id] = best, "same size" if best.size == disk.size else "large enough"
+            free.remove(best)
+    choices = tuple(_choice(d, *taken[d.id], recorded, present) for d in recorded.disks)
+    return Match(choices, on_these_disks(recorded, choices))
+
+
+def on_these_disks(recorded: Layout, choices: Sequence[Choice]) -> Layout:
+    """The recorded layout with the chosen disks' nodes and sector sizes."""
+    chosen = {c.recorded.id: c.present for c in choices}
+    return replace(recorded, disks=tuple(
+        replace(d, path=chosen[d.id].path, sector_size=chosen[d.id].sector_size) for d in recorded.disks
+    ))
+
+
+def needed(disk: Disk, layout: Layout) -> int:
+    """The bytes that the disk's partitions (or its file system, where it has no table) need."""
+    partitions = layout.partitions_of(disk.id)
+    if not disk.label:
+        return disk.size
+    end = max((p.start + p.size for p in partitions), default=2**20)
+    return end + (_GPT_TAIL * disk.sector_size if disk.label == "gpt" else 0)
+
+
+def is_blank(disk: Disk, present: Layout) -> bool:
+    return not disk.label and not any(f.device == disk.id for f in present.filesystems)
+
+
+def describe_content(disk: Disk, present: Layout) -> str:
+    """What is on a disk, for the person who must agree to lose it."""
+    if is_blank(disk, present):
+        return "blank"
+    partitions = present.partitions_of(disk.id)
+    ids = {disk.id, *(p.id for p in partitions)}
+    inside = [f"{f.label or f.type} [{f.type}]" if f.label else f.type
+              for f in present.filesystems if f.device in ids]
+    count = f"{len(partitions)} partition{'s' * (len(partitions) != 1)}" if disk.label else "no partitions"
+    return count + (f": {', '.join(inside)}" if inside else "")
+
+
+def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: Layout) -> Choice:
+    if _own(disk, chosen, recorded, present):
+        return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
+    return Choice(disk, chosen, reason, describe_content(chosen, present), not is_blank(chosen, present))
+
+
+def _own(disk: Disk, chosen: Disk, recorded: Layout, present: Layout) -> bool:
+    """The chosen disk holds just what will be made on it: nothing of anybody else's can be lost."""
+    return bool(disk.label) and _same_table(disk, chosen) and \
+        _shape(recorded, disk) == _shape(present, chosen)
+
+
+def _shape(layout: Layout, disk: Disk) -> list[tuple[int, int, int, str]]:
+    return [(p.number, p.start, p.size, p.uuid) for p in layout.partitions_of(disk.id)]
+
+
+def _same_hardware(recorded: Disk, present: Disk) -> bool:
+    if recorded.wwn and present.wwn:
+        return recorded.wwn == present.wwn
+    return bool(recorded.serial) and (recorded.serial, recorded.model) == (present.serial, present.model)
+
+
+def _same_table(recorded: Disk, present: Disk) -> bool:
+    return bool(recorded.label_id) and \
+        (recorded.label, recorded.label_id.lower()) == (present.label, present.label_id.lower())
+
+
+# A USB disk takes the place of nothing but a USB disk: it is more likely to be somebody's backup.
+def _kind(disk: Disk) -> bool:
+    return disk.transport == "usb"
+
+
+def _no_disk(disk: Disk, recorded: Layout, free: list[Disk], present: Layout, excluded: Mapping[str, str]):
+    number = recorded.disks.index(disk)
+    usable = [d for d in free if _kind(d) == _kind(disk)]
+    kept = "".join(f" {d.path.removeprefix('/dev/')} is not used: {excluded[d.path]}."
+                   for d in present.disks if d.path in excluded)
+    total = len([d for d in present.disks if d.path not in excluded and _kind(d) == _kind(disk)])
+    if total < len(recorded.disks):
+        return TooFewDisks(
+            f"This computer has {total} disk{'s' * (total != 1)} to recover onto. "
+            f"The set needs {len(recorded.disks)} critical disk{'s' * (len(recorded.disks) != 1)}.{kept}",
+            hint="Connect the missing disk and press ENTER.",
+        )
+    best = max(usable, key=lambda d: d.size, default=None)
+    return DiskTooSmall(
+        f"Disk {number} needs at least {human(needed(disk, recorded))}; "
+        f"the largest free disk has {human(best.size if best else 0)}.{kept}",
+        hint="Connect a larger disk and press ENTER.",
+    )

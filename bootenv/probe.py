@@ -1,0 +1,214 @@
+"""What this machine's disks hold, as a Layout: pure parse_* functions, and probe() that fetches their text.
+
+Formats: lsblk(8) and sfdisk(8) --json, blkid(8) -o export, findmnt(8) --json, dumpe2fs(8) -h.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .layout import Disk, Filesystem, Layout, Mount, Partition, Setting
+from .run import ROOT, run
+
+# Never a disk of the machine: RAM disks, loop devices, optical and floppy drives, network block devices,
+# the boot and replay-protected areas of an eMMC.
+_NO_DISK = re.compile(r"^(loop|ram|zram|sr|fd|nbd|zd)\d|^mmcblk\d+(boot\d|rpmb)")
+_PSEUDO = ("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "overlay", "squashfs", "iso9660", "udf", "autofs")
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A line of the mount table: where, what, and how."""
+
+    point: str
+    source: str                # device node, or what a network file system calls itself
+    type: str
+    root: str = "/"            # the part of the file system that is mounted; not "/" for a bind mount or subvolume
+
+
+def probe() -> Layout:
+    """Every disk of this machine with its table, contents and the mount points of /etc/fstab."""
+    disks, partitions, filesystems = [], [], []
+    for disk in parse_disks(_lsblk()):
+        table = run(("sfdisk", "--json", disk.path), check=False)
+        disk, own = parse_table(table, disk)
+        disks.append(disk)
+        partitions += own
+        devices = [(p.id, f"{disk.path}{'p' if disk.path[-1].isdigit() else ''}{p.number}")
+                   for p in own if not p.extended] or [(disk.id, disk.path)]
+        for id, path in devices:
+            filesystem = parse_content(run(("blkid", "--probe", "--output", "export", path), check=False), id)
+            if filesystem:
+                filesystems.append(_with_settings(filesystem, path))
+    layout = Layout(tuple(disks), tuple(partitions), tuple(filesystems))
+    return Layout(layout.disks, layout.partitions, layout.filesystems, tuple(_mounts(layout)))
+
+
+def mounted() -> tuple[Mounted, ...]:
+    """What is mounted on the machine (under ROOT), in the machine's own paths."""
+    text = run(("findmnt", "--json", "--list", "--output", "TARGET,SOURCE,FSTYPE,FSROOT"))
+    return tuple(parse_mounted(text, str(ROOT)))
+
+
+def parse_disks(text: str) -> Iterator[Disk]:
+    """The disks among lsblk's devices, without their tables."""
+    for device in json.loads(text)["blockdevices"]:
+        if device["type"] != "disk" or device["ro"] or not device["size"] or _NO_DISK.match(device["name"]):
+            continue
+        serial, wwn = device["serial"] or "", device["wwn"] or ""
+        yield Disk(
+            id=serial or wwn or device["name"],
+            path=device["path"],
+            size=int(device["size"]),
+            sector_size=int(device["log-sec"]),
+            serial=serial,
+            wwn=wwn,
+            model=(device["model"] or "").strip(),
+            transport=device["tran"] or ("virtio" if "virtio" in device["subsystems"] else ""),
+        )
+
+
+def parse_table(text: str, disk: Disk) -> tuple[Disk, list[Partition]]:
+    """The disk with its table's head, and its partitions; sfdisk says nothing where there is no table."""
+    if not text.strip():
+        return disk, []
+    table = json.loads(text)["partitiontable"]
+    sector = table.get("sectorsize", disk.sector_size)
+    disk = Disk(
+        id=table["id"].upper() if table["label"] == "gpt" else table["id"],
+        path=disk.path,
+        size=disk.size,
+        sector_size=sector,
+        label=table["label"],
+        label_id=table["id"],
+        first_lba=table.get("firstlba", 0),
+        table_length=table.get("tablelength", 0),
+        serial=disk.serial,
+        wwn=disk.wwn,
+        model=disk.model,
+        transport=disk.transport,
+    )
+    return disk, [
+        Partition(
+            id=f"{disk.id}/{number}",
+            disk=disk.id,
+            number=number,
+            start=row["start"] * sector,
+            size=row["size"] * sector,
+            type=row["type"],
+            uuid=row.get("uuid", ""),
+            name=row.get("name", ""),
+            attrs=row.get("attrs", ""),
+            bootable=row.get("bootable", False),
+        )
+        for row in table.get("partitions", ())
+        for number in [_number(row["node"], table["device"])]
+    ]
+
+
+# "/dev/nvme0n1p3" on "/dev/nvme0n1": the number is what is left, never a digit of the disk's name.
+def _number(node: str, disk: str) -> int:
+    return int(node.removeprefix(disk).lstrip("p"))
+
+
+def parse_content(text: str, device: str) -> Filesystem | None:
+    """The file system, swap area or container that blkid found on a device; None for nothing."""
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if "TYPE" not in found:
+        return None
+    uuid = found.get("UUID", "")
+    return Filesystem(id=uuid or device, device=device, type=found["TYPE"], uuid=uuid,
+                      label=unescape(found.get("LABEL", "")))
+
+
+# blkid -o export writes a blank or quote in a value with a backslash before it.
+def unescape(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
+
+
+def parse_ext(text: str) -> dict[str, Setting]:
+    """What mke2fs and tune2fs need to make an ext2, ext3 or ext4 file system like the one of dumpe2fs -h."""
+    head = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
+    )
+    # States of a mounted file system, not features that it was made with.
+    features = [f for f in head["Filesystem features"].split() if f not in ("needs_recovery", "orphan_present")]
+    options = head.get("Default mount options", "(none)")
+    settings: dict[str, Setting] = {
+        "features": sorted(features),
+        "block_size": int(head["Block size"]),
+        "blocks": int(head["Block count"]),
+        "inode_size": int(head["Inode size"]),
+        "inodes": int(head["Inode count"]),
+        "reserved_blocks": int(head["Reserved block count"]),
+        "mount_options": [] if options == "(none)" else sorted(options.split()),
+        "errors": head["Errors behavior"].lower(),
+        "max_mount_count": head["Maximum mount count"],
+        "check_interval": head["Check interval"].split()[0],
+    }
+    for key, name in (("Flex block group size", "flex_groups"), ("RAID stride", "stride"),
+                      ("RAID stripe width", "stripe_width"), ("Total journal blocks", "journal_blocks")):
+        if key in head:
+            settings[name] = int(head[key])
+    return settings
+
+
+def parse_mounted(text: str, root: str = "/") -> Iterator[Mounted]:
+    """The mounts under `root`, pseudo file systems and other people's left out."""
+    for row in json.loads(text)["filesystems"]:
+        point = row["target"]
+        if root != "/":
+            if point != root and not point.startswith(root + "/"):
+                continue
+            point = point[len(root):] or "/"
+        if row["fstype"] not in _PSEUDO:
+            yield Mounted(point, re.sub(r"\[.*\]$", "", row["source"] or ""), row["fstype"], row["fsroot"] or "/")
+
+
+def parse_fstab(text: str) -> Iterator[tuple[str, str, str]]:
+    """The source, mount point and options of each line of fstab(5)."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 3 and not words[0].startswith("#"):
+            # fstab writes a blank as \040.
+            source, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), w) for w in words[:2])
+            yield source, point, words[3] if len(words) > 3 else "defaults"
+
+
+def _mounts(layout: Layout) -> Iterator[Mount]:
+    """Where the machine mounts its file systems now, with fstab's options where it has the mount point."""
+    fstab = ROOT / "etc/fstab"
+    options = {point: opts for _, point, opts in parse_fstab(fstab.read_text())} if fstab.exists() else {}
+    on = {layout.path(f.device): f for f in layout.filesystems}
+    seen = set()
+    for mount in mounted():
+        filesystem = on.get(mount.source)
+        # A second mount of the same file system is a bind mount: nothing to recreate.
+        if filesystem and mount.root == "/" and filesystem.id not in seen:
+            seen.add(filesystem.id)
+            yield Mount(filesystem.id, mount.point, options.get(mount.point, "defaults"))
+
+
+def _lsblk() -> str:
+    return run(("lsblk", "--json", "--bytes", "--nodeps", "--output",
+                "NAME,PATH,TYPE,SIZE,LOG-SEC,SERIAL,WWN,MODEL,TRAN,RO,SUBSYSTEMS"))
+
+
+def _with_settings(filesystem: Filesystem, path: str) -> Filesystem:
+    if filesystem.type not in ("ext2", "ext3", "ext4"):
+        return filesystem
+    return Filesystem(filesystem.id, filesystem.device, filesystem.type, filesystem.uuid, filesystem.label,
+                      parse_ext(run(("dumpe2fs", "-h", path))))
+
+
+def os_release(root: Path = ROOT) -> dict[str, str]:
+    """The machine's os-release(5)."""
+    for name in ("etc/os-release", "usr/lib/os-release"):
+        try:
+            lines = (root / name).read_text().splitlines()
+        except OSError:
+            continue
+        return {k: v.strip("\"'") for k, _, v in (line.partition("=") for line in lines)}
+    return {}

@@ -1,0 +1,85 @@
+"""The one door to other programs, and the log that goes through it."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .errors import CommandFailed, ToolMissing
+
+# The machine that the program works on: "/" when it is installed there or is the live system itself; where
+# the medium's own Python runs against a running machine, that machine's root is bound here.
+ROOT = Path(os.environ.get("ASR_ROOT", "/"))
+
+# /run is a RAM disk wherever Linux boots: the log survives a crash of the program and harms no disk.
+STATE = Path("/run/asr")
+LOG = STATE / "setup.log"
+
+# sbin is missing from PATH after su and in some chroots.
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "HOME": "/root",
+    "TERM": "dumb",
+    "LVM_SUPPRESS_FD_WARNINGS": "1",
+}
+_LAST_WORDS = 400
+
+
+def run(
+    argv: tuple[str, ...],
+    *,
+    input: bytes | None = None,
+    secret: bool = False,
+    check: bool = True,
+    cwd: str | None = None,
+) -> str:
+    """Runs a program to its end and returns what it wrote on stdout, decoded with surrogateescape.
+
+    Its standard input is empty unless `input` is given; it never sees the console's descriptors, since Textual
+    draws on stderr. With `secret`, neither input nor output reach the log. Raises ToolMissing, and CommandFailed
+    for an exit status other than 0 unless `check` is False.
+    """
+    log("+ " + shlex.join(argv))
+    try:
+        done = subprocess.run(
+            argv,
+            input=input if input is not None else b"",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=_ENVIRONMENT,
+            start_new_session=True,   # no terminal to ask on, and the console's signals are not the child's
+        )
+    except FileNotFoundError:
+        raise ToolMissing(
+            f"The program {argv[0]} is not on this system.",
+            hint=f"Install {argv[0]}, or run ASR from the recovery medium, which carries every tool.",
+        ) from None
+    out = done.stdout.decode(errors="surrogateescape")
+    err = done.stderr.decode(errors="replace")
+    if not secret:
+        log(*(line for line in (out + err).splitlines()[-200:]))
+    if done.returncode:
+        log(f"= exit status {done.returncode}")
+        if check:
+            words = " ".join((err or out).split())[-_LAST_WORDS:]
+            raise CommandFailed(f"{argv[0]} failed: {words or f'exit status {done.returncode}'}")
+    return out
+
+
+def log(*lines: str) -> None:
+    """Appends lines to setup.log, each with the time in UTC. A log that can't be written stops nothing."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        LOG.parent.mkdir(parents=True, exist_ok=True)
+        with LOG.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(f"{stamp} {line}\n" for line in lines)
+    except OSError:
+        pass
+
+
+def has_tool(name: str) -> bool:
+    return shutil.which(name, path=_ENVIRONMENT["PATH"]) is not None
