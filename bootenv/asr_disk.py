@@ -119,7 +119,8 @@ def write_asr_disk(place: str, files: Mapping[str, bytes]) -> None:
                 run(("mcopy", "-o", "-i", device, str(Path(folder) / name), f"::/{name}"))
             except CommandFailed as error:
                 if "full" in str(error).lower():
-                    raise AsrDiskFull(f"There is no room for {name} on {place}.", hint="Insert an empty disk.") from None
+                    raise AsrDiskFull(f"There is no room for {name} on {place}.",
+                                      hint="Insert an empty disk.") from None
                 raise AsrDiskUnwritable(f"{place} could not be written: {error}",
                                         hint="Open the disk's write protection, or insert another disk.") from None
     flush(place)

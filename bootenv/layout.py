@@ -113,6 +113,9 @@ class Layout:
         return next((m for m in self.mounts if m.filesystem == filesystem), None)
 
 
+EMPTY = Layout()
+
+
 def partition_path(disk: str, number: int) -> str:
     """The kernel's name of a partition: sda1, nvme0n1p1 (a p after a digit)."""
     return f"{disk}{'p' if disk[-1].isdigit() else ''}{number}"

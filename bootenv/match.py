@@ -37,7 +37,7 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
     """
     free = [d for d in present.disks if d.path not in (excluded or {})]
     taken: dict[str, tuple[Disk, str]] = {}
-    for known_by, reason in ((_same_hardware, "same serial number"), (_same_table, "carries this computer's partitions")):
+    for known_by, reason in ((_same_hardware, "same serial number"), (_same_table, "carries its partitions")):
         for disk in recorded.disks:
             same = [d for d in free if known_by(disk, d)]
             if disk.id not in taken and len(same) == 1 and same[0].size >= needed(disk, recorded):
@@ -62,6 +62,20 @@ def on_these_disks(recorded: Layout, choices: Sequence[Choice]) -> Layout:
     return replace(recorded, disks=tuple(
         replace(d, path=chosen[d.id].path, sector_size=chosen[d.id].sector_size) for d in recorded.disks
     ))
+
+
+def located(recorded: Layout, present: Layout) -> Layout:
+    """The recorded layout on the disks that carry its tables now. Raises TooFewDisks."""
+    choices = []
+    for number, disk in enumerate(recorded.disks):
+        same = [d for d in present.disks if _same_table(disk, d) and _shape(recorded, disk) == _shape(present, d)]
+        if len(same) != 1:
+            raise TooFewDisks(
+                f"Disk {number} was partitioned in the first stage, but {len(same)} disks carry its table now.",
+                hint="Connect the disk again and press ENTER, or start again from the recovery medium.",
+            )
+        choices.append(Choice(disk, same[0], "carries this computer's partitions", "", consent=False))
+    return on_these_disks(recorded, choices)
 
 
 def needed(disk: Disk, layout: Layout) -> int:

@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from .errors import Unsupported
-from .layout import Disk, Filesystem, Layout, Partition, human
+from .layout import EMPTY, Disk, Filesystem, Layout, Partition, human
 
 EXT = ("ext2", "ext3", "ext4")
 SUPPORTED = (*EXT, "swap")
@@ -25,23 +25,23 @@ class Step:
     subject: str = ""          # the partition and disk at hand, a line each
 
 
-def plan(layout: Layout, present: Layout = Layout()) -> tuple[Step, ...]:
+def plan(layout: Layout, present: Layout = EMPTY) -> tuple[Step, ...]:
     """The Steps that turn the disks of `layout`, now as in `present`, into that layout; parents before children.
 
     Raises Unsupported for a record that this version can't recreate.
     """
-    kinds = {"Disk": steps_for_disk, "Filesystem": steps_for_filesystem}
-    records = {r.id: r for r in (*layout.disks, *layout.partitions)}
-    records |= {f"content of {f.device}": f for f in layout.filesystems}
-    needs: dict[str, tuple[str, ...]] = {d.id: () for d in layout.disks}
-    needs |= {p.id: (p.disk,) for p in layout.partitions}
-    needs |= {f"content of {f.device}": (f.device,) for f in layout.filesystems}
-    steps = [step for disk in layout.disks for step in steps_to_clear(disk, present)]
-    for id in TopologicalSorter(needs).static_order():
-        steps_for = kinds.get(type(records[id]).__name__)
-        if steps_for:
-            steps += steps_for(records[id], layout)
-    return tuple(steps)
+    makes: dict[str, Iterator[Step]] = {}        # the steps that make a thing, by its id
+    needs: dict[str, tuple[str, ...]] = {}       # what must be there before it
+    for disk in layout.disks:
+        needs[disk.id], makes[disk.id] = (), steps_for_disk(disk, layout)
+    for partition in layout.partitions:
+        needs[partition.id] = (partition.disk,)  # made with its table
+    for filesystem in layout.filesystems:
+        content = f"content of {filesystem.device}"
+        needs[content], makes[content] = (filesystem.device,), steps_for_filesystem(filesystem, layout)
+    clear = [step for disk in layout.disks for step in steps_to_clear(disk, present)]
+    order = TopologicalSorter(needs).static_order()
+    return (*clear, *(step for id in order for step in makes.get(id, ())))
 
 
 def steps_to_clear(disk: Disk, present: Layout) -> Iterator[Step]:

@@ -15,7 +15,7 @@ from .run import ROOT, run
 # Never a disk of the machine: RAM disks, loop devices, optical and floppy drives, network block devices,
 # the boot and replay-protected areas of an eMMC.
 _NO_DISK = re.compile(r"^(loop|ram|zram|sr|fd|nbd|zd)\d|^mmcblk\d+(boot\d|rpmb)")
-_PSEUDO = ("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "overlay", "squashfs", "iso9660", "udf", "autofs")
+_PSEUDO = ("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "overlay", "squashfs", "autofs")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def probe() -> Layout:
     return Layout(layout.disks, layout.partitions, layout.filesystems, tuple(_mounts(layout)))
 
 
-def mounted() -> tuple[Mounted, ...]:
+def mount_table() -> tuple[Mounted, ...]:
     """What is mounted on the machine (under ROOT), in the machine's own paths."""
     text = run(("findmnt", "--json", "--list", "--output", "TARGET,SOURCE,FSTYPE,FSROOT"))
     return tuple(parse_mounted(text, str(ROOT)))
@@ -183,7 +183,7 @@ def _mounts(layout: Layout) -> Iterator[Mount]:
     options = {point: opts for _, point, opts in parse_fstab(fstab.read_text())} if fstab.exists() else {}
     on = {layout.path(f.device): f for f in layout.filesystems}
     seen = set()
-    for mount in mounted():
+    for mount in mount_table():
         filesystem = on.get(mount.source)
         # A second mount of the same file system is a bind mount: nothing to recreate.
         if filesystem and mount.root == "/" and filesystem.id not in seen:

@@ -47,8 +47,7 @@ def run(
         done = subprocess.run(
             argv,
             input=input if input is not None else b"",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             cwd=cwd,
             env=_ENVIRONMENT,
             start_new_session=True,   # no terminal to ask on, and the console's signals are not the child's

@@ -184,10 +184,11 @@ def _check(set: AsrSet) -> None:
     if "/" in set.backup.name:
         raise _damaged("the backup's name is a path")
     layout = set.layout
-    devices = [r.id for r in (*layout.disks, *layout.partitions)]
+    records: tuple[Disk | Partition, ...] = (*layout.disks, *layout.partitions)
+    devices = [r.id for r in records]
     if len(devices) != len(dict.fromkeys(devices)):
         raise _damaged("two devices have the same id")
-    for record in (*layout.disks, *layout.partitions):
+    for record in records:
         # These become lines of an sfdisk script: no word may end its line or its quotes.
         words = (record.label, record.label_id) if isinstance(record, Disk) else \
             (record.type, record.uuid, record.attrs.replace(",", "").replace(" ", "").replace(":", ""))
@@ -196,11 +197,11 @@ def _check(set: AsrSet) -> None:
     for disk in layout.disks:
         if disk.label not in ("", "gpt", "dos") or disk.sector_size not in (512, 1024, 2048, 4096):
             raise _damaged(f"disk {disk.id} has a table of no known kind")
+    sizes = {d.id: d.size for d in layout.disks}
     for partition in layout.partitions:
-        disk = next((d for d in layout.disks if d.id == partition.disk), None)
-        if disk is None:
+        if partition.disk not in sizes:
             raise _damaged(f"partition {partition.id} lies on no disk")
-        if not 0 < partition.number <= 256 or partition.start + partition.size > disk.size:
+        if not 0 < partition.number <= 256 or partition.start + partition.size > sizes[partition.disk]:
             raise _damaged(f"partition {partition.id} lies outside its disk")
     for filesystem in layout.filesystems:
         if filesystem.device not in devices:

@@ -1,0 +1,227 @@
+"""Preparation: on the healthy machine, one backup and an ASR disk that belong together."""
+
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import backup
+from .asr_disk import SIF, check_writable, inside, read_asr_disk, write_asr_disk
+from .backup import Selection, Source, read_first, verify_backup, write_backup
+from .errors import AsrDiskUnwritable, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
+from .events import Difference, Event, Progress
+from .layout import Layout, human
+from .plan import SUPPORTED, plan
+from .probe import mount_table, os_release, probe
+from .run import LOG, ROOT, STATE, log, run
+from .sif import AsrSet, BackupReference, new_id, now, write_sif
+
+REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
+_CRITICAL = ("/", "/boot", "/boot/efi", "/efi", "/usr", "/var", "/etc")
+_SOURCES = STATE / "sources"
+_SUFFIX = ".tar.zst"
+_LEAST_FREE = 64 * 2**20               # bytes; less holds no system's backup
+_VFAT_FILE = 2**32 - 1                 # bytes, the largest file of FAT32
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What will be protected, and what will not."""
+
+    draft: AsrSet                      # without set id and backup
+    left_out: tuple[Difference, ...]   # what recovery will not bring back, and why
+    used: int                          # bytes in the file systems to back up: the estimate of size
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A place for the backup that recovery will not format."""
+
+    path: Path                         # of the backup file, as this process reaches it
+    reference: BackupReference
+    free: int                          # bytes
+    warnings: tuple[str, ...] = ()
+
+
+def survey() -> Survey:
+    """Looks at the machine. Raises NeedsRoot, and Unsupported for what can't be recovered."""
+    if os.geteuid():
+        raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
+                        hint="Run it again with sudo.")
+    everything = probe()
+    layout = critical_part(everything)
+    plan(layout)                       # what can't be made again must be known now, not after the disaster
+    draft = AsrSet(
+        id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
+        kernel=os.uname().release, architecture=os.uname().machine,
+        firmware="uefi" if Path("/sys/firmware/efi").is_dir() else "bios",
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), layout=layout,
+    )
+    if draft.firmware != "bios":
+        raise Unsupported("This computer starts by UEFI, which this version cannot recover yet.")
+    used = sum(_used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts)
+    return Survey(draft, tuple(left_out(everything, layout)), used)
+
+
+def critical_part(layout: Layout) -> Layout:
+    """The disks that the system stands on, and all that is on them. Raises Unsupported."""
+    points = [m for m in layout.mounts if m.point in _CRITICAL]
+    if not any(m.point == "/" for m in points):
+        raise Unsupported("The root file system does not lie directly on a partition; "
+                          "this version cannot recover such a computer yet.")
+    ids = {d.id for m in points for d in layout.disks_under(layout.filesystem(m.filesystem).device)}
+    disks = tuple(d for d in layout.disks if d.id in ids)
+    partitions = tuple(p for p in layout.partitions if p.disk in ids)
+    devices = ids | {p.id for p in partitions}
+    filesystems = tuple(f for f in layout.filesystems if f.device in devices)
+    for filesystem in filesystems:
+        if filesystem.type not in SUPPORTED:
+            raise Unsupported(f"{layout.path(filesystem.device)} holds {filesystem.type}, "
+                              "which this version cannot recover yet.")
+    mounts = tuple(m for m in layout.mounts if m.filesystem in {f.id for f in filesystems})
+    return Layout(disks, partitions, filesystems, mounts)
+
+
+def left_out(everything: Layout, layout: Layout) -> Iterator[Difference]:
+    """What is on this machine and not in the set."""
+    protected = {m.point for m in layout.mounts}
+    for mount in mount_table():
+        if mount.point not in protected and mount.root == "/" and mount.source:
+            yield Difference(mount.point, f"{mount.source} [{mount.type}] is not on a disk that the system needs.")
+    mounted = {m.filesystem for m in layout.mounts}
+    for filesystem in layout.filesystems:
+        if filesystem.id not in mounted and filesystem.type != "swap":
+            yield Difference(layout.path(filesystem.device),
+                             f"[{filesystem.type}] is not mounted: it will be recreated empty.")
+
+
+def destination(survey: Survey, place: str) -> Destination:
+    """A place that the user named, a folder or the file itself, checked. Raises DestinationRefused."""
+    path = Path(inside(place))
+    if path.is_dir():
+        path /= f"{survey.draft.host}-{survey.draft.created:%Y%m%d-%H%M}{_SUFFIX}"
+    elif not path.name.endswith(_SUFFIX):
+        raise _refused(f"There is no folder {place}.",
+                       f"Name a folder that is there, or a file that ends in {_SUFFIX}.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise _refused(f"There is no folder {folder}.", "Make it first, or mount the disk that has it.")
+    if path.exists():
+        raise _refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
+    volume = _volume(folder)
+    if volume["fstype"] in ("tmpfs", "ramfs", "overlay", "squashfs"):
+        raise _refused(f"{place} is in this computer's memory and will be gone at the next start.",
+                       "Choose a disk that stays.")
+    critical = [d.path for d in survey.draft.layout.disks]
+    under = run(("lsblk", "--inverse", "--list", "--noheadings", "--paths", "--output", "NAME", volume["source"]),
+                check=False).split()
+    if on := sorted(set(critical) & set(under)):
+        raise _refused(f"{place} lies on {on[0]}, a disk that recovery will format.",
+                       "Choose a place on another disk or on the network.")
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise _refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < _LEAST_FREE:
+        raise _refused(f"{place} has {human(free)} free.", "Choose a place with more room.")
+    warnings = []
+    if free < survey.used:
+        warnings.append(f"{human(free)} are free; the files to back up have {human(survey.used)} before compression.")
+    if volume["fstype"] == "vfat" and survey.used > _VFAT_FILE:
+        warnings.append("This FAT volume holds files of up to 4 GB; a larger backup will not fit.")
+    if not under:
+        warnings.append(f"{place} is on the network ({volume['fstype']}); recovery asks for it by path.")
+    inner = "/" + os.path.relpath(folder, ROOT / volume["target"].lstrip("/"))
+    reference = BackupReference(
+        name=path.name, place="/" + os.path.relpath(folder, ROOT), filesystem=volume["uuid"] or "",
+        path=os.path.normpath(inner), label=volume["label"] or "")
+    return Destination(path, reference, free, tuple(warnings))
+
+
+def select(survey: Survey) -> Iterator[Event]:
+    """Counts what will be backed up; returns the Selection."""
+    with sources(survey.draft.layout) as found:
+        return (yield from backup.select(found))
+
+
+def prepare(survey: Survey, destination: Destination, selection: Selection) -> Iterator[Event]:
+    """Writes the backup, reads it back, keeps the machine's own copy of asr.sif; returns the AsrSet."""
+    reference = replace(destination.reference, files=selection.files, bytes=selection.bytes)
+    set = replace(survey.draft, id=new_id(), created=now(), backup=reference)
+    sif = write_sif(set)
+    log(f"Preparing set {set.id} of {set.host} in {destination.path}")
+    with sources(set.layout) as found:
+        yield from write_backup(destination.path, found, (REPAIR, sif))
+    yield from verify_backup(destination.path)
+    if read_first(destination.path) != sif:
+        raise DamagedBackup(f"{destination.path.name} was written, but reads back differently.",
+                            hint="Check the destination's disk, and prepare the set again.", untouched="")
+    repair = ROOT / REPAIR
+    repair.parent.mkdir(parents=True, exist_ok=True)
+    repair.write_bytes(sif)
+    repair.chmod(0o600)
+    return set
+
+
+def write_disk(set: AsrSet, place: str) -> Iterator[Event]:
+    """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors."""
+    sif = write_sif(set)
+    device = inside(place)
+    check_writable(device, set.host)
+    yield Progress(f"Writing {place}", 0, 2, SIF)
+    write_asr_disk(device, {SIF: sif, LOG.name: LOG.read_bytes()[-200_000:] if LOG.exists() else b""})
+    yield Progress(f"Reading {place}", 1, 2, SIF)
+    if read_asr_disk(device).get(SIF) != sif:
+        raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
+                                hint="The disk is worn out: insert another one.")
+    yield Progress(f"{place} matches", 2, 2)
+
+
+def label_of(set: AsrSet) -> str:
+    """What to write on the disk's label."""
+    return f"Automated System Recovery Disk for {set.host}\ncreated {set.created:%Y-%m-%d at %H:%M} UTC"
+
+
+@contextmanager
+def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
+    """Each mounted file system by itself, without what is mounted on it: empty mount points show as they are,
+    and what lies hidden under a mount is read too."""
+    with ExitStack() as stack:
+        found = []
+        for number, mount in enumerate(layout.mounts_by_depth()):
+            if layout.filesystem(mount.filesystem).type == "swap":
+                continue
+            point = _SOURCES / str(number)
+            point.mkdir(parents=True, exist_ok=True)
+            while point.is_mount():            # left by a run that was killed
+                run(("umount", str(point)))
+            run(("mount", "--bind", str(ROOT / mount.point.lstrip("/")), str(point)))
+            stack.callback(run, ("umount", "--lazy", str(point)))
+            run(("mount", "--make-private", str(point)))
+            found.append(Source(str(point), mount.point.strip("/")))
+        yield tuple(found)
+
+
+def _volume(folder: Path) -> dict[str, str]:
+    text = run(("findmnt", "--json", "--target", str(folder), "--output", "TARGET,SOURCE,FSTYPE,UUID,LABEL"))
+    row = json.loads(text)["filesystems"][-1]
+    point = row["target"]
+    if ROOT != Path("/"):
+        point = point.removeprefix(str(ROOT)) or "/"
+    source = re.sub(r"\[.*\]$", "", row["source"])
+    if not row["uuid"] and source.startswith("/dev/"):
+        row["uuid"] = run(("blkid", "--probe", "--match-tag", "UUID", "--output", "value", source), check=False).strip()
+    return row | {"target": point, "source": source}
+
+
+def _used(point: Path) -> int:
+    return shutil.disk_usage(point).used
+
+
+def _refused(what: str, hint: str) -> DestinationRefused:
+    return DestinationRefused(what, hint=hint, untouched="Nothing was written.")

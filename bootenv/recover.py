@@ -1,0 +1,138 @@
+"""Boot recovery, the first stage: from the recovery medium to a disk that starts the minimal OS."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .asr_disk import SIF, AsrDisk, write_asr_disk
+from .asr_disk import find_asr_disk as find_set
+from .bootloader import MEDIUM, RECOVERY, copy_minimal, install_minimal, recovery_folder
+from .errors import AsrError, FirmwareDiffers, ToolMissing, Unsupported
+from .events import Event
+from .execute import execute
+from .layout import Layout
+from .match import Match, match
+from .plan import plan
+from .probe import mount_table, probe
+from .run import LOG, has_tool, log, run
+from .sif import write_sif
+from .target import mounted
+
+__all__ = ["Check", "checks", "find_set", "match_disks", "recover", "restart"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at before the first write."""
+
+    title: str
+    error: AsrError | None = None      # why recovery can't go on
+    note: str = ""                     # what a person should know all the same
+
+
+def checks(disk: AsrDisk) -> Iterator[Check]:
+    """Everything that can be known to fail, before anything is changed."""
+    yield Check(f"ASR disk of {disk.set.host}, created {disk.set.created:%Y-%m-%d %H:%M} UTC")
+    yield Check("Firmware", _firmware(disk))
+    yield _plan_check(disk)
+    yield Check("Recovery files on this medium", _medium_error())
+    yield _disks_check(disk)
+
+
+def match_disks(disk: AsrDisk) -> Match:
+    """The disks that take the recorded ones' places. Raises DiskTooSmall and TooFewDisks."""
+    present = probe()
+    return match(disk.set.layout, present, excluded(disk, present))
+
+
+def excluded(disk: AsrDisk, present: Layout) -> dict[str, str]:
+    """The disks that must never be written, and why: the medium, the ASR disk, the backup."""
+    why = {}
+    for found in present.disks:
+        nodes = [found.path, *(present.path(p.id) for p in present.partitions_of(found.id))]
+        mounts = [m for m in mount_table() if m.source in nodes]
+        if disk.device in nodes:
+            why[found.path] = "it is the ASR disk"
+        elif mounts:
+            why[found.path] = "this recovery medium runs from it"
+        elif any(f.uuid and f.uuid == disk.set.backup.filesystem and present.path(f.device) in nodes
+                 for f in present.filesystems):
+            why[found.path] = "it holds the backup"
+    return why
+
+
+def recover(disk: AsrDisk, match: Match) -> Iterator[Event]:
+    """Partitions, formats and lays down the minimal OS. From here on the disks are changed."""
+    layout, set = match.layout, disk.set
+    log(f"Recovering {set.host}, set {set.id}, onto " + ", ".join(c.present.path for c in match.choices))
+    yield from execute(plan(layout, probe()))
+    with mounted(layout) as target:
+        folder = recovery_folder(layout, target)
+        yield from copy_minimal(layout, target, _medium_folder())
+        (folder / SIF).write_bytes(write_sif(set))
+        yield from install_minimal(layout, set.id, target)
+        # Last: without its id the folder is no minimal OS, and the technician starts again from the medium.
+        (folder / "id").write_text(set.id + "\n")
+        log("Boot recovery is complete.")
+        shutil.copy(LOG, folder / LOG.name)
+    _log_to(disk)
+
+
+def restart() -> None:
+    """Ends the live system in good order and starts the machine again."""
+    run(("reboot",))
+
+
+def _log_to(disk: AsrDisk) -> None:
+    # The disk may be write-protected or gone by now: the log is in the recovery folder too.
+    try:
+        write_asr_disk(disk.device, {LOG.name: LOG.read_bytes()[-200_000:]})
+    except (AsrError, OSError) as error:
+        log(f"setup.log was not written to {disk.description}: {error}")
+
+
+def _medium_folder() -> Path:
+    """Where this live system's own files lie: on the medium, or in a minimal OS that was started again."""
+    return next((f for f in (MEDIUM / "live", MEDIUM / RECOVERY) if f.is_dir()), MEDIUM / "live")
+
+
+def _medium_error() -> AsrError | None:
+    missing = [n for n in ("vmlinuz", "initrd.img", "root.squashfs") if not (_medium_folder() / n).is_file()]
+    if missing:
+        return ToolMissing(f"The recovery medium has no {', '.join(missing)}.",
+                           hint="Insert the recovery medium again and press ENTER.")
+    return None
+
+
+def _firmware(disk: AsrDisk) -> AsrError | None:
+    here = "uefi" if Path("/sys/firmware/efi").is_dir() else "bios"
+    if here != disk.set.firmware:
+        return FirmwareDiffers(
+            f"The set was made on a computer that starts by {disk.set.firmware.upper()}; "
+            f"this medium was started by {here.upper()}.",
+            hint=f"Choose {disk.set.firmware.upper()} boot for the recovery medium in the firmware's setup.",
+        )
+    return None
+
+
+def _plan_check(disk: AsrDisk) -> Check:
+    """A whole plan onto the recorded disks, thrown away: does this version know all, and has it the tools?"""
+    try:
+        tools = {step.argv[0] for step in plan(disk.set.layout)} | {"grub-install", "mcopy"}
+    except Unsupported as error:
+        return Check("Partitions and file systems", error)
+    missing = sorted(tool for tool in tools if not has_tool(tool))
+    if missing:
+        return Check("Partitions and file systems", ToolMissing(
+            f"The recovery medium lacks {', '.join(missing)}.", hint="Use a complete recovery medium."))
+    count = len(disk.set.layout.filesystems)
+    return Check(f"Partitions and file systems: {count} to recreate")
+
+
+def _disks_check(disk: AsrDisk) -> Check:
+    try:
+        found = match_disks(disk)
+    except AsrError as error:
+        return Check("Hard disks", error)
+    return Check(f"Hard disks: {len(found.choices)} of {len(disk.set.layout.disks)} found")
