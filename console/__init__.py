@@ -1,0 +1,1 @@
+"""Automated System Recovery: what the person at the keyboard sees."""

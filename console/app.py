@@ -1,0 +1,163 @@
+"""What the three stories' applications share: the look, pages one after the other, long work in a thread."""
+
+import asyncio
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+from textual import work
+from textual.app import App
+from textual.binding import Binding
+from textual.filter import LineFilter
+from textual.theme import Theme
+
+from bootenv.errors import AsrError
+from bootenv.events import Difference, Event, Progress
+from bootenv.run import log
+
+from .screens import ErrorPage, Leaving, Page, UnexpectedPage, Work
+from .widgets import AsciiGlyphs, ReverseVideo
+
+T = TypeVar("T")
+
+# Seconds. A gauge that moves more often is not read any better, and costs the work its time.
+_FRAME = 0.1
+
+SETUP = Theme(
+    "setup", primary="ansi_white", foreground="ansi_white", background="ansi_blue", ansi=True,
+    variables={"ansi-foreground": "#AAAAAA", "ansi-background": "#0000AA"},
+)
+
+
+class SetupApp(App[int]):
+    """A story told in pages: subclasses implement `pages`.
+
+    `story` has the functions of the bootenv module of the same name; `tick` is how many seconds a second of a
+    count-down takes.
+    """
+
+    CSS_PATH = "console.tcss"
+    ENABLE_COMMAND_PALETTE = False
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (25, "-full")]
+    TITLE = "Automated System Recovery Setup"
+    LEAVING = "Your computer is being restarted..."
+    BINDINGS = [
+        # There is nothing behind Setup that these could go back to.
+        Binding("ctrl+q,ctrl+c,ctrl+z", "ignore", show=False, priority=True),
+        # ENTER on a serial line is a line feed.
+        Binding("ctrl+j", "simulate_key('enter')", show=False, priority=True),
+    ]
+
+    def __init__(self, story: Any, *, tick: float = 1.0):
+        super().__init__()
+        self.story = story
+        self.tick = tick
+        self.page: Page | None = None
+        self._look = _look_for_this_terminal()
+        self.register_theme(SETUP)
+        self.theme = SETUP.name
+
+    def get_line_filters(self) -> list[LineFilter]:
+        return self._look
+
+    def action_ignore(self) -> None:
+        """Nothing."""
+
+    def on_mount(self) -> None:
+        self.tell()
+
+    @work(exclusive=True, group="story")
+    async def tell(self) -> None:
+        """All pages, and again from the first one after an error that none of them answered for."""
+        while True:
+            try:
+                await self.pages()
+            except Exception as error:
+                await self.ask(self.page_for(error))
+            else:
+                return self.leave()
+
+    async def pages(self) -> None:
+        raise NotImplementedError
+
+    @work(exclusive=True, group="story")
+    async def leave(self) -> None:
+        """Ends the story, whatever page it is on, by starting the computer again."""
+        while True:
+            await self.show(Leaving(self.LEAVING))
+            try:
+                return await asyncio.to_thread(self.story.restart)
+            except Exception as error:
+                await self.ask(self.page_for(error))
+
+    async def show(self, page: Page[Any]) -> None:
+        """Puts a page in the place of the one before, and of whatever lies over that."""
+        page.answered = asyncio.get_running_loop().create_future()
+        while len(self.screen_stack) > 2:
+            await self.pop_screen()
+        await (self.switch_screen(page) if self.page else self.push_screen(page))
+        self.page = page
+
+    async def ask(self, page: Page[T]) -> T:
+        await self.show(page)
+        return await page.answered
+
+    def page_for(self, error: Exception) -> Page[str]:
+        """The page that says what went wrong. All there is to know goes to the log."""
+        log(*"".join(traceback.format_exception(error)).splitlines())
+        return ErrorPage(error) if isinstance(error, AsrError) else UnexpectedPage(error)
+
+    async def perform(self, page: Work, events: Generator[Event, None, T]) -> T:
+        """Shows a page while a thread does the work; returns what the generator returns, raises what it raises."""
+        await self.show(page)
+        return await asyncio.to_thread(_consume, events, page)
+
+    async def each(self, items: Iterator[T], seen: Callable[[T], None]) -> list[T]:
+        """Takes from an iterator in a thread, and has each item seen here as it comes."""
+        taken = []
+        while (item := await asyncio.to_thread(next, items, None)) is not None:
+            seen(item)
+            taken.append(item)
+        return taken
+
+    def _handle_exception(self, error: Exception) -> None:
+        log(*"".join(traceback.format_exception(error)).splitlines())
+        super()._handle_exception(error)
+
+    def _print_error_renderables(self) -> None:
+        if self._exit_renderables:
+            self._exit_renderables.clear()
+            print("Setup ended because of an error in itself. The log has the details.", file=sys.stderr)
+
+
+def _consume(events: Generator[Event, None, T], page: Work) -> T:
+    """Does the work, telling the page of every difference and, some times a second, how far it is."""
+    due = 0.0
+    newest: Progress | None = None
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            if newest:
+                page.post_message(Work.Happened(newest))
+            return end.value
+        if isinstance(event, Difference):
+            page.post_message(Work.Differed(event))
+        else:
+            newest = event
+            if time.monotonic() >= due:
+                page.post_message(Work.Happened(event))
+                due = time.monotonic() + _FRAME
+
+
+def _look_for_this_terminal() -> list[LineFilter]:
+    look: list[LineFilter] = []
+    encoding = getattr(sys.__stderr__, "encoding", None) or "ascii"
+    if os.environ.get("ASR_GLYPHS") == "ascii" or encoding.lower() not in ("utf-8", "utf8"):
+        look.append(AsciiGlyphs())
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").startswith("vt"):
+        look.append(ReverseVideo())
+    return look

@@ -1,0 +1,413 @@
+"""Boot recovery: what the technician sees from the first frame to the first reboot."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import events, work
+from textual.widget import Widget
+from textual.widgets import Static
+
+from bootenv.errors import NoAsrDisk
+from bootenv.events import Progress
+from bootenv.layout import Disk, human
+
+from .app import SetupApp
+from .screens import ChecksPage, Notice, Page, Work, bullets, key, seconds, set_lines, text
+from .widgets import Gauge, Listing, drawable
+
+if TYPE_CHECKING:
+    from bootenv.asr_disk import AsrDisk
+    from bootenv.match import Choice, Match
+
+# Written by init once udev has settled.
+HARDWARE_READY = Path("/run/asr/hardware-ready")
+
+# Seconds.
+_F6 = 3
+_F2 = 10
+_FOUND = 4
+_DISKS = 15
+_REBOOT = 15
+_LOOK_EVERY = 1.0
+
+
+class RecoverApp(SetupApp):
+    """Pages 2 to 10. `hardware_ready` is the file that says that all devices are known."""
+
+    def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
+        super().__init__(story, tick=tick)
+        self.hardware_ready = hardware_ready
+        self.wanted = False        # F2 was pressed: nothing before page 5 needs to be seen again
+
+    async def pages(self) -> None:
+        self.wanted = self.wanted or await self.prompted()
+        while not self.wanted or not (disk := await self.asr_disk()):
+            await self.welcome()
+        await self.hardware()
+        while not await self.recovered(disk):
+            pass
+        await self.ask(Reboot())
+
+    async def prompted(self) -> bool:
+        if await self.hardware():
+            return True
+        answer = await self.ask(PromptF6())
+        if answer == "f6":
+            await self.ask(Notice("Third-party drivers", *_NO_DRIVERS))
+        return answer == "f2" or await self.ask(PromptF2())
+
+    async def hardware(self) -> bool:
+        """Waits until all devices are known. True: F2 came first."""
+        return not self.hardware_ready.exists() and await self.ask(Inspecting(self.hardware_ready))
+
+    async def welcome(self) -> None:
+        while (wish := await self.ask(Welcome())) != "recover":
+            await self.ask(Notice(*_NOT_YET[wish]))
+        self.wanted = True
+
+    async def asr_disk(self) -> "AsrDisk | None":
+        """The ASR disk that is in a drive now; None when the technician went back."""
+        while True:
+            try:
+                return await self.ask(InsertDisk())
+            except Exception as error:
+                if await self.ask(self.page_for(error, "cancel")) == "cancel":
+                    return None
+
+    async def recovered(self, disk: "AsrDisk") -> bool:
+        """One attempt, from the checks to the last file copied."""
+        try:
+            await self.ask(ChecksPage("Automated System Recovery is starting...", self.story.checks(disk)))
+            match = await asyncio.to_thread(self.story.match_disks, disk)
+            await self.ask(Disks(match))
+            await self.perform(Preparing(), self.story.recover(disk, match))
+        except Exception as error:
+            await self.ask(self.page_for(error))
+            return False
+        return True
+
+
+_NO_DRIVERS = (
+    "This version of Setup takes no drivers from a disk. The recovery medium carries all drivers of the Linux "
+    "kernel and uses those that your hardware needs.",
+    "Nothing was changed.",
+)
+
+_NOT_YET = {
+    "restore": (
+        "Restore single files from a backup",
+        "This version of Setup cannot restore single files. The backup is an ordinary tar archive, compressed "
+        "with zstd: on any computer that runs Linux,",
+        "      tar --zstd -xf BACKUP PATH...",
+        "brings back the files that you name. Nothing was changed.",
+    ),
+    "verify": (
+        "Verify a backup and an ASR disk",
+        "This version of Setup cannot verify from this page. On any computer that runs Linux, start the program "
+        "on this medium as root:",
+        "      /asr verify BACKUP",
+        "Nothing was changed.",
+    ),
+    "prepare": (
+        "Prepare an ASR set of this computer",
+        "This version of Setup cannot prepare an offline computer. Start the computer's own system, mount this "
+        "medium and run its program as root:",
+        "      /asr prepare",
+        "Nothing was changed.",
+    ),
+}
+
+
+class Inspecting(Page[bool]):
+    """Page 2, until all devices are known. Answers whether F2 was pressed."""
+
+    BINDINGS = [*key("f2", "answer(True)"), *key("f3", "leave")]
+    HELP = (
+        "Setup is finding out which disks, drives and other devices this computer has.\n\n"
+        "You can press F2 now: Automated System Recovery then starts at once."
+    )
+
+    def __init__(self, ready: Path):
+        super().__init__()
+        self.ready = ready
+
+    def show_keys(self) -> None:
+        self.bar.show("Setup is inspecting your computer's hardware configuration...")
+
+    def on_mount(self) -> None:
+        self.set_interval(0.2, self._look)
+
+    def _look(self) -> None:
+        if self.ready.exists():
+            self.answer(False)
+
+
+class Prompt(Page[Any]):
+    """Page 3: nothing but a line at the bottom, for some seconds."""
+
+    LINE = ""
+    SECONDS = 0
+    HELP = (
+        "F2 starts Automated System Recovery: this computer's disks are made as they were when its ASR set was "
+        "prepared, and its files are restored. You need the ASR disk and the backup.\n\n"
+        "If you press nothing, the Welcome page comes next. It offers the same and more. ENTER goes there at once.\n\n"
+        "Nothing is changed before you have inserted an ASR disk."
+    )
+
+    def show_keys(self) -> None:
+        self.bar.show(self.LINE)
+
+    def on_mount(self) -> None:
+        self.count_down(self.SECONDS)
+
+
+class PromptF6(Prompt):
+    LINE = "Press F6 if you need to install a third-party driver..."
+    SECONDS = _F6
+    BINDINGS = [
+        *key("f6", "answer('f6')"), *key("f2", "answer('f2')"), *key("enter", "answer('')"), *key("f3", "leave"),
+    ]
+
+    def time_is_up(self) -> None:
+        self.answer("")
+
+
+class PromptF2(Prompt):
+    LINE = "Press F2 to run Automated System Recovery (ASR)..."
+    SECONDS = _F2
+    BINDINGS = [
+        *key("f2", "answer(True)"), *key("enter", "answer(False)"), *key("escape", "answer(False)"),
+        *key("f3", "leave"),
+    ]
+
+    def time_is_up(self) -> None:
+        self.answer(False)
+
+
+class Welcome(Page[str]):
+    """Page 4."""
+
+    HEADING = "Welcome to Setup."
+    BINDINGS = [
+        *key("f2", "answer('recover')", "ASR"),
+        *key("r", "answer('restore')", "Restore"),
+        *key("v", "answer('verify')", "Verify"),
+        *key("p", "answer('prepare')", "Prepare"),
+        *key("s", "shell", "Shell"),
+        *key("f3", "leave", "Restart"),
+    ]
+    HELP = (
+        "To bring back a computer that does not start any more, or whose disk was replaced, press F2. You need "
+        "the ASR disk (a floppy disk or a USB stick) and the backup that was made with it.\n\n"
+        "Nothing is changed before you have inserted an ASR disk and Setup has checked everything."
+    )
+
+    def content(self) -> Iterable[Widget]:
+        yield text("This portion of Setup prepares this computer to be recovered from an ASR set.")
+        yield bullets(
+            "To recover this computer with its ASR disk and backup, press F2.",
+            "To restore single files from a backup, press R.",
+            "To verify a backup and an ASR disk, press V.",
+            "To prepare an ASR set of this computer, press P.",
+            *(["To work at a command line, press S."] if self.check_action("shell", ()) else []),
+            "To quit Setup and restart your computer, press F3.",
+        )
+
+
+class InsertDisk(Page["AsrDisk | None"]):
+    """Page 5: looks for the ASR disk until there is one, and says which set it is of."""
+
+    BINDINGS = [*key("escape", "answer(None)")]
+    HELP = (
+        "Insert the disk that is labeled Automated System Recovery Disk with the name of this computer. Setup "
+        "looks in every floppy drive and on every USB stick, and goes on by itself once it has found the disk.\n\n"
+        "If you press a key and there is no ASR disk, Setup says so. ESC goes back.\n\n"
+        "Setup only reads the disk. Nothing is changed."
+    )
+    WARNING = "Nothing was changed yet."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pressed = asyncio.Event()
+        self.disk: AsrDisk | None = None
+
+    def content(self) -> Iterable[Widget]:
+        yield text(
+            "Please insert the disk labeled:\n\n"
+            "      Automated System Recovery Disk\n\n"
+            "into the floppy drive or a USB port.\n\n"
+            "Press any key when ready."
+        )
+        yield text("", id="found")
+
+    def on_mount(self) -> None:
+        self.look()
+
+    def on_key(self, event: events.Key) -> None:
+        if self.has_key(event):
+            return
+        if self.disk:
+            self.answer(self.disk)
+        self.pressed.set()
+
+    @work
+    async def look(self) -> None:
+        while True:
+            asked = self.pressed.is_set()
+            self.pressed.clear()
+            try:
+                self.disk = await asyncio.to_thread(self.setup.story.find_set)
+            except NoAsrDisk as error:
+                if asked:
+                    return self.answered.set_exception(error)
+            except Exception as error:
+                return self.answered.set_exception(error)
+            else:
+                return self._found(self.disk)
+            await self._wait()
+
+    async def _wait(self) -> None:
+        try:
+            await asyncio.wait_for(self.pressed.wait(), _LOOK_EVERY * self.setup.tick)
+        except TimeoutError:
+            pass
+
+    def _found(self, disk: "AsrDisk") -> None:
+        lines = [f"Setup has found an ASR disk in the {disk.description}:", "", *set_lines(disk.set)]
+        self.query_one("#found", Static).update(drawable("\n".join(lines)))
+        self.count_down(_FOUND)
+
+    def time_is_up(self) -> None:
+        self.answer(self.disk)
+
+
+class Disks(Page[None]):
+    """Page 7: goes on by itself unless something would be lost that is not this computer's."""
+
+    HEADING = "Setup will recover these disks:"
+    BINDINGS = [*key("f8", "agree", "Agree"), *key("enter", "go_on", "Continue")]
+    HELP = (
+        "For each disk that was recorded, this page says which disk takes its place, how Setup knows it, and what "
+        "is on that disk now. All partitions of these disks are made anew.\n\n"
+        "A disk that is blank or has this computer's own partitions is used without a question. If a disk holds "
+        "anything else, Setup waits until you agree to lose it.\n\n"
+        "Other disks, the recovery medium and the disk that holds the backup are not touched. To stop before "
+        "anything is changed, press F3."
+    )
+    WARNING = "Nothing was changed yet."
+
+    def __init__(self, match: "Match"):
+        super().__init__()
+        self.choices = match.choices
+        self.lost = [f"Disk {n} ({c.present.path}):  {c.content}" for n, c in enumerate(match.choices) if c.consent]
+
+    def content(self) -> Iterable[Widget]:
+        lines = [line for n, choice in enumerate(self.choices) for line in choice_lines(n, choice)]
+        yield Listing(lines, height=min(len(lines) + 2, 9))
+        if not self.lost:
+            yield text("Setup makes the partitions of these disks anew and formats them. They hold nothing that "
+                       "is not this computer's own.")
+            yield text("", id="waiting")
+            return
+        yield text("CAUTION: Everything that is on these disks now will be lost:", "heading")
+        yield text("\n".join(self.lost[:3] + [f"and {len(self.lost) - 3} more: see the list"] * (len(self.lost) > 3)))
+        yield bullets("To agree and continue, press F8.", "To quit without changing anything, press F3.")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("agree", "go_on"):
+            return (action == "agree") == bool(self.lost)
+        return super().check_action(action, parameters)
+
+    def on_mount(self) -> None:
+        if not self.lost:
+            self.count_down(_DISKS)
+
+    def show_seconds(self) -> None:
+        self.query_one("#waiting", Static).update(f"Setup continues in {seconds(self.seconds)}.")
+
+    def action_agree(self) -> None:
+        self.answer(None)
+
+    def action_go_on(self) -> None:
+        self.answer(None)
+
+    def time_is_up(self) -> None:
+        self.answer(None)
+
+
+def choice_lines(number: int, choice: "Choice") -> list[str]:
+    """A recorded disk and the one in its place, for the list on page 7."""
+    return [
+        f"Disk {number}    recorded   {disk_line(choice.recorded)}",
+        f"{'':10}now        {disk_line(choice.present)}, {choice.reason}",
+        f"{'':10}holds      {choice.content}",
+    ]
+
+
+def disk_line(disk: Disk) -> str:
+    return "  ".join(part for part in (human(disk.size), disk.path, disk.model) if part)
+
+
+class Preparing(Work):
+    """Pages 8 and 9: partitions are made, the minimal OS is copied."""
+
+    HELP = (
+        "Setup makes and formats the partitions, then copies the files that restore your computer from its own "
+        "disk after the next start.\n\n"
+        "Should the power fail now, start from the recovery medium again: nothing is lost but time."
+    )
+    WARNING = (
+        "The disks were already changed. Your computer will not start from them until you have run Automated "
+        "System Recovery again from this medium."
+    )
+    _ABOUT = {
+        "Setup is formatting": "Please wait while Setup formats the partition\n\n{subject}",
+        "Setup is copying": "Please wait while Setup copies files\nto the recovery folder.\n"
+                            "This might take several minutes to complete.",
+    }
+    _OTHERWISE = "Please wait while Setup prepares your disks.\n\n{subject}"
+
+    def content(self) -> Iterable[Widget]:
+        yield text("", "centred", id="about")
+        yield Gauge()
+
+    def show_progress(self, progress: Progress) -> None:
+        super().show_progress(progress)
+        about = next((a for s, a in self._ABOUT.items() if progress.status.startswith(s)), self._OTHERWISE)
+        self.say(drawable(about.format(subject=progress.subject)))
+        copying = progress.status.startswith("Setup is copying") and progress.item
+        self.bar.show(right=f"Copying: {progress.item}" if copying else "")
+
+
+class Reboot(Page[None]):
+    """Page 10."""
+
+    BINDINGS = [*key("enter", "answer(None)", "Restart Computer"), *key("f1", "help"), *key("f3", "answer(None)")]
+    HELP = (
+        "Your computer now has its disks back and starts from its own disk. There, Setup restores its files by "
+        "itself.\n\n"
+        "Leave the disk that holds the backup connected. Do not press a key when the computer offers to boot from "
+        "CD. If it starts from the recovery medium all the same, take the medium out."
+    )
+
+    def content(self) -> Iterable[Widget]:
+        yield text(
+            "This portion of Setup has completed successfully.\n\n"
+            "If there is a floppy disk in the drive, remove it.\n\n"
+            "To restart your computer, press ENTER.\n"
+            "When your computer restarts, Setup will continue.",
+            "centred",
+        )
+        yield Gauge(percentage=False, color="red")
+
+    def on_mount(self) -> None:
+        self.count_down(_REBOOT)
+
+    def show_seconds(self) -> None:
+        self.query_one(Gauge).show(
+            f"Your computer will reboot in {seconds(self.seconds)}...", _REBOOT - self.seconds, _REBOOT)
+
+    def time_is_up(self) -> None:
+        self.answer(None)
