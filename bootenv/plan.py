@@ -12,7 +12,7 @@ from .layout import EMPTY, Disk, Filesystem, Layout, Partition, human
 EXT = ("ext2", "ext3", "ext4")
 SUPPORTED = (*EXT, "swap")
 _EXT_SETTINGS = {"features", "block_size", "blocks", "inode_size", "inodes", "reserved_blocks", "mount_options",
-                 "errors", "max_mount_count", "check_interval"}
+                 "errors", "max_mount_count", "check_days"}
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,12 @@ def steps_for_disk(disk: Disk, layout: Layout) -> Iterator[Step]:
     if not disk.label:
         return
     partitions = layout.partitions_of(disk.id)
-    title = "Setup is partitioning the disk..."
     subject = f"{human(disk.size)} {disk_name(disk, layout)}"
-    yield Step(title, ("sfdisk", "--wipe", "always", "--wipe-partitions", "always", disk.path),
-               as_script(disk, partitions, layout).encode(), subject)
-    # The kernel reads the new table at once, udev makes the nodes a moment later.
-    yield Step(title, ("udevadm", "settle", "--timeout=60"), subject=subject)
-    nodes = tuple(layout.path(p.id) for p in partitions)
-    if nodes:
-        yield Step(title, ("udevadm", "wait", "--timeout=60", *nodes), subject=subject)
+    yield Step("Setup is partitioning the disk...", (
+        "sfdisk",
+        "--wipe", "always", "--wipe-partitions", "always",
+        disk.path,
+    ), as_script(disk, partitions, layout).encode(), subject)
 
 
 def as_script(disk: Disk, partitions: list[Partition], layout: Layout) -> str:
@@ -142,7 +139,7 @@ def _steps_for_ext(filesystem: Filesystem, path: str, subject: str) -> Iterator[
         "-o", ",".join(_only(have["mount_options"])),
         "-e", have["errors"],
         "-c", have["max_mount_count"],
-        "-i", have["check_interval"] + "s",
+        "-i", f"{have['check_days']}d",
         path,
     ), subject=subject)
 

@@ -6,10 +6,10 @@ Formats: lsblk(8) and sfdisk(8) --json, blkid(8) -o export, findmnt(8) --json, d
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .layout import Disk, Filesystem, Layout, Mount, Partition, Setting
+from .layout import Disk, Filesystem, Layout, Mount, Partition, Setting, partition_path
 from .run import ROOT, run
 
 # Never a disk of the machine: RAM disks, loop devices, optical and floppy drives, network block devices,
@@ -31,19 +31,18 @@ class Mounted:
 def probe() -> Layout:
     """Every disk of this machine with its table, contents and the mount points of /etc/fstab."""
     disks, partitions, filesystems = [], [], []
+    seen: set[str] = set()
     for disk in parse_disks(_lsblk()):
-        table = run(("sfdisk", "--json", disk.path), check=False)
-        disk, own = parse_table(table, disk)
+        disk, own = parse_table(run(("sfdisk", "--json", disk.path), check=False), disk, seen)
         disks.append(disk)
         partitions += own
-        devices = [(p.id, f"{disk.path}{'p' if disk.path[-1].isdigit() else ''}{p.number}")
-                   for p in own if not p.extended] or [(disk.id, disk.path)]
-        for id, path in devices:
-            filesystem = parse_content(run(("blkid", "--probe", "--output", "export", path), check=False), id)
-            if filesystem:
+        devices = [(p.id, partition_path(disk.path, p.number)) for p in own if not p.extended] or [(disk.id, disk.path)]
+        for device, path in devices:
+            text = run(("blkid", "--probe", "--output", "export", path), check=False)
+            if filesystem := parse_content(text, device, seen):
                 filesystems.append(_with_settings(filesystem, path))
     layout = Layout(tuple(disks), tuple(partitions), tuple(filesystems))
-    return Layout(layout.disks, layout.partitions, layout.filesystems, tuple(_mounts(layout)))
+    return replace(layout, mounts=tuple(_mounts(layout)))
 
 
 def mount_table() -> tuple[Mounted, ...]:
@@ -70,25 +69,20 @@ def parse_disks(text: str) -> Iterator[Disk]:
         )
 
 
-def parse_table(text: str, disk: Disk) -> tuple[Disk, list[Partition]]:
+def parse_table(text: str, disk: Disk, seen: set[str]) -> tuple[Disk, list[Partition]]:
     """The disk with its table's head, and its partitions; sfdisk says nothing where there is no table."""
     if not text.strip():
-        return disk, []
+        return replace(disk, id=_unique(disk.id, seen)), []
     table = json.loads(text)["partitiontable"]
     sector = table.get("sectorsize", disk.sector_size)
-    disk = Disk(
-        id=table["id"].upper() if table["label"] == "gpt" else table["id"],
-        path=disk.path,
-        size=disk.size,
+    disk = replace(
+        disk,
+        id=_unique(table["id"], seen),
         sector_size=sector,
         label=table["label"],
         label_id=table["id"],
         first_lba=table.get("firstlba", 0),
         table_length=table.get("tablelength", 0),
-        serial=disk.serial,
-        wwn=disk.wwn,
-        model=disk.model,
-        transport=disk.transport,
     )
     return disk, [
         Partition(
@@ -113,19 +107,33 @@ def _number(node: str, disk: str) -> int:
     return int(node.removeprefix(disk).lstrip("p"))
 
 
-def parse_content(text: str, device: str) -> Filesystem | None:
+# A cloned disk has the ids of its original; both may be connected.
+def _unique(id: str, seen: set[str]) -> str:
+    name, number = id, 1
+    while name in seen:
+        number += 1
+        name = f"{id}#{number}"
+    seen.add(name)
+    return name
+
+
+def parse_content(text: str, device: str, seen: set[str]) -> Filesystem | None:
     """The file system, swap area or container that blkid found on a device; None for nothing."""
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     if "TYPE" not in found:
         return None
     uuid = found.get("UUID", "")
-    return Filesystem(id=uuid or device, device=device, type=found["TYPE"], uuid=uuid,
+    return Filesystem(id=_unique(uuid or f"content of {device}", seen), device=device, type=found["TYPE"], uuid=uuid,
                       label=unescape(found.get("LABEL", "")))
 
 
 # blkid -o export writes a blank or quote in a value with a backslash before it.
 def unescape(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text)
+
+
+# What dumpe2fs shows and what tune2fs -e takes.
+_ERRORS = {"Continue": "continue", "Remount read-only": "remount-ro", "Panic": "panic"}
 
 
 def parse_ext(text: str) -> dict[str, Setting]:
@@ -144,9 +152,9 @@ def parse_ext(text: str) -> dict[str, Setting]:
         "inodes": int(head["Inode count"]),
         "reserved_blocks": int(head["Reserved block count"]),
         "mount_options": [] if options == "(none)" else sorted(options.split()),
-        "errors": head["Errors behavior"].lower(),
+        "errors": _ERRORS.get(head["Errors behavior"], "continue"),
         "max_mount_count": head["Maximum mount count"],
-        "check_interval": head["Check interval"].split()[0],
+        "check_days": int(head["Check interval"].split()[0]) // 86400,   # tune2fs(8) counts in days
     }
     for key, name in (("Flex block group size", "flex_groups"), ("RAID stride", "stride"),
                       ("RAID stripe width", "stripe_width"), ("Total journal blocks", "journal_blocks")):
@@ -199,8 +207,7 @@ def _lsblk() -> str:
 def _with_settings(filesystem: Filesystem, path: str) -> Filesystem:
     if filesystem.type not in ("ext2", "ext3", "ext4"):
         return filesystem
-    return Filesystem(filesystem.id, filesystem.device, filesystem.type, filesystem.uuid, filesystem.label,
-                      parse_ext(run(("dumpe2fs", "-h", path))))
+    return replace(filesystem, settings=parse_ext(run(("dumpe2fs", "-h", path))))
 
 
 def os_release(root: Path = ROOT) -> dict[str, str]:

@@ -66,7 +66,7 @@ def recover(disk: AsrDisk, match: Match) -> Iterator[Event]:
     """Partitions, formats and lays down the minimal OS. From here on the disks are changed."""
     layout, set = match.layout, disk.set
     log(f"Recovering {set.host}, set {set.id}, onto " + ", ".join(c.present.path for c in match.choices))
-    yield from execute(plan(layout, probe()))
+    yield from execute(plan(layout, probe()), [disk.path for disk in layout.disks])
     with mounted(layout) as target:
         folder = recovery_folder(layout, target)
         yield from copy_minimal(layout, target, _medium_folder())
