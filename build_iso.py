@@ -1,0 +1,553 @@
+#!/usr/bin/env python3
+"""Builds the recovery medium: one ISO for CD and USB stick, BIOS and UEFI.
+
+Run as root it installs the Debian packages it lacks; it needs nothing else but a system Python of 3.11 or newer.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+IMAGE = HERE / "bootenv/image"
+
+TOOLS = {  # program: Debian package
+    "mmdebstrap": "mmdebstrap",
+    "mksquashfs": "squashfs-tools",
+    "xorriso": "xorriso",
+    "mcopy": "mtools",
+    "mkfs.vfat": "dosfstools",
+    "depmod": "kmod",
+    "cpio": "cpio",
+    "zstd": "zstd",
+    "xz": "xz-utils",
+}
+MODULES = ("rich", "qemu", "zstandard", "pip")   # what this program and the rehearsal import
+
+LINKS = {  # path in the image: what it points at
+    "usr/sbin/init": "/usr/lib/asr/bootenv/image/init",
+    "usr/sbin/reboot": "/usr/lib/asr/bootenv/image/reboot",
+    "usr/sbin/poweroff": "/usr/lib/asr/bootenv/image/reboot",
+    "usr/bin/asr": "/usr/lib/asr/bootenv/image/asr-command",
+    # The program is appended to the finished squashfs, and that can only be done in a new folder of its root.
+    "usr/lib/asr/bootenv": "/asr/bootenv",
+    "usr/lib/asr/console": "/asr/console",
+}
+
+# Modules of the GRUB core image that starts the medium on a BIOS; the rest it loads from the medium.
+GRUB_CORE = "biosdisk iso9660 part_msdos part_gpt normal search configfile linux ls echo test".split()
+
+
+@dataclass(frozen=True)
+class Build:
+    """Where one build takes from and puts into."""
+
+    suite: str          # of Debian
+    cache: Path
+    output: Path
+
+    @property
+    def base(self) -> Path:
+        """The part that our code is not in. Its name changes with everything it is made of."""
+        parts = [self.suite, str(LINKS), *(inspect.getsource(verb) for _, verb in BASE)]
+        parts += [(IMAGE / name).read_text() for name in ("packages", "prune", "requirements.txt")]
+        return self.cache / f"base-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
+
+    @property
+    def root(self) -> Path:
+        return self.base / "root"
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's version, as in /lib/modules."""
+        return next((self.root / "usr/lib/modules").iterdir()).name
+
+    @property
+    def stage(self) -> Path:
+        """The tree of the medium."""
+        return self.cache / "stage"
+
+
+class BuildFailed(Exception):
+    """A sentence for the person who builds."""
+
+
+def main() -> int:
+    options = arguments()
+    try:
+        if os.geteuid():
+            raise BuildFailed(f"A file system is built as root: run  sudo {sys.argv[0]}{missing_sentence()}")
+        install_tools()
+        enter_environment(options.cache)
+        build = Build(options.suite, options.cache, options.output)
+        with lock(build.cache):
+            make(build)
+    except BuildFailed as failure:
+        print(f"build_iso.py: {failure}", file=sys.stderr)
+        return 1
+    if options.demo:
+        from bootenv.demo import demo
+        return demo(build.output)
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=HERE / "dist/asr-recovery.iso", metavar="FILE")
+    parser.add_argument("--suite", default="trixie", help="Debian release of the live system (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=home / "asr", metavar="DIR",
+                        help="what the next build needs not make again (%(default)s)")
+    parser.add_argument("--demo", action="store_true", help="then recover a sample machine with it, on this terminal")
+    options = parser.parse_args()
+    options.output, options.cache = options.output.absolute(), options.cache.absolute()
+    return options
+
+
+# What the build machine needs
+
+def missing_tools() -> list[str]:
+    return sorted({package for program, package in TOOLS.items() if not shutil.which(program)})
+
+
+def missing_sentence() -> str:
+    missing = missing_tools()
+    return f" (as root it also installs the missing {', '.join(missing)})" if missing else ""
+
+
+def install_tools() -> None:
+    missing = missing_tools()
+    if not any(Path("/usr/share/keyrings").glob("debian-archive-keyring.*")):
+        missing.append("debian-archive-keyring")
+    if missing:
+        apt_install(missing)
+
+
+def apt_install(packages: list[str]) -> None:
+    if not shutil.which("apt-get"):
+        raise BuildFailed(f"Missing here: {', '.join(packages)}; only on Debian and Ubuntu are they installed for you.")
+    print(f"Installing {', '.join(packages)}", flush=True)
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(("apt-get", "-qq", "update"), check=False, env=environment)
+    install = ("apt-get", "-qq", "install", "--no-install-recommends", *packages)
+    done = subprocess.run(install, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildFailed(f"apt-get could not install {', '.join(packages)}: {done.stderr.strip()[-300:]}")
+
+
+def enter_environment(cache: Path) -> None:
+    """Starts this program again in an environment of its own, unless this Python has what is needed."""
+    if all(importlib.util.find_spec(name) for name in MODULES):
+        return
+    lock_file = IMAGE / "requirements.txt"
+    key = hashlib.sha256(lock_file.read_bytes() + sys.version.encode()).hexdigest()[:16]
+    environment = cache / f"python-{key}"
+    python = environment / "bin/python"
+    if Path(sys.prefix) == environment:
+        raise BuildFailed(f"The Python environment {environment} is incomplete; remove it and try again.")
+    if not (environment / "complete").exists():
+        if not importlib.util.find_spec("ensurepip"):
+            apt_install(["python3-venv"])
+        print("Installing Python packages", flush=True)
+        run_or_fail(sys.executable, "-m", "venv", "--clear", environment)
+        run_or_fail(python, "-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:",
+                    "--requirement", lock_file)
+        (environment / "complete").touch()
+    os.execv(python, [str(python), *sys.argv])
+
+
+@contextmanager
+def lock(cache: Path) -> Iterator[None]:
+    """One build at a time in a cache; another one waits."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# The steps
+
+def make(build: Build) -> None:
+    """Makes the ISO. What an earlier run has finished, and nothing has changed since, is taken from the cache."""
+    global log_path
+    log_path = build.cache / "build.log"
+    log_path.write_text("")
+    begin = time.monotonic()
+    with progress(len(BASE) + len(PROGRAM)) as step:
+        for title, verb in BASE:
+            done = build.base / f"{verb.__name__}.done"
+            if done.exists():
+                step(f"{title}: cached", None)
+                continue
+            step(title, lambda verb=verb: verb(build))
+            done.touch()
+        for title, verb in PROGRAM:
+            step(title, lambda verb=verb: verb(build))
+    remove_other_bases(build)
+    size = build.output.stat().st_size / 1e6
+    print(f"{build.output}: {size:.1f} MB in {time.monotonic() - begin:.0f} s")
+
+
+def debian_tree(build: Build) -> None:
+    """Debian's packages, from the mirrors of this machine's apt."""
+    shutil.rmtree(build.root, ignore_errors=True)
+    build.base.mkdir(parents=True, exist_ok=True)
+    packages = listed(IMAGE / "packages")
+    options = build.base / "apt.conf"
+    options.write_text(output_of("apt-config", "dump", "Acquire") if shutil.which("apt-config") else "")
+    tool(
+        "env", "INITRD=No",             # the kernel's package shall not make one
+        "mmdebstrap", "--mode=root", "--variant=minbase",
+        f"--include={','.join(packages)}",
+        f"--aptopt={options}",          # the proxies and limits that hold here
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        build.suite, build.root, *debian_sources(build.suite),
+    )
+
+
+def python_packages(build: Build) -> None:
+    """The pinned wheels, and our own names beside them."""
+    library = build.root / "usr/lib/asr"
+    shutil.rmtree(library, ignore_errors=True)
+    version = next((build.root / "usr/lib").glob("python3.*")).name.removeprefix("python")
+    tool(
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--require-hashes",
+        "--only-binary", ":all:", "--python-version", version, "--implementation", "cp",
+        "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",
+        "--target", library, "--requirement", IMAGE / "requirements.txt",
+    )
+    (build.root / "usr/lib/python3/dist-packages/asr.pth").write_text("/usr/lib/asr\n")
+    for path, goal in LINKS.items():
+        link = build.root / path
+        link.unlink(missing_ok=True)
+        link.symlink_to(goal)
+
+
+def prune(build: Build) -> None:
+    """Removes what recovery never needs, and the traces of the build machine."""
+    for pattern in listed(IMAGE / "prune"):
+        for path in list(build.root.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    (build.root / "etc/machine-id").write_text("")
+    (build.root / "etc/hostname").write_text("recovery\n")
+    (build.root / "etc/hosts").write_text("127.0.0.1 localhost recovery\n::1 localhost\n")
+
+
+def unpack_modules(build: Build) -> None:
+    """Kernel modules lie uncompressed in a squashfs that is compressed: as small, and quicker to load."""
+    modules = build.root / "usr/lib/modules"
+    tool("find", modules, "-name", "*.ko.xz", "-exec", "xz", "--decompress", "--threads=2", "{}", "+")
+    tool("depmod", "--basedir", build.root, build.kernel)
+
+
+def base_bytecode(build: Build) -> None:
+    compile_python(build, *sorted(f"/{path.relative_to(build.root)}" for path in build.root.glob("usr/lib/python3*")),
+                   "/usr/lib/asr")
+
+
+def base_squashfs(build: Build) -> None:
+    squashfs = build.base / "root.squashfs"
+    squashfs.unlink(missing_ok=True)
+    tool("mksquashfs", build.root, squashfs, "-comp", "zstd", "-Xcompression-level", "15", "-noappend", "-no-progress",
+         "-xattrs", "-quiet", "-wildcards", "-e", "proc/*", "sys/*", "dev/*", "run/*", "tmp/*", "asr")
+
+
+def package_list(build: Build) -> None:
+    listing = output_of("dpkg-query", f"--admindir={build.root}/var/lib/dpkg", "--show")
+    (build.base / "packages.txt").write_text(listing)
+
+
+def program(build: Build) -> None:
+    """Our own code, appended to the squashfs that holds all the rest."""
+    code = build.root / "asr"
+    shutil.rmtree(code, ignore_errors=True)
+    for package in ("bootenv", "console"):
+        shutil.copytree(HERE / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    compile_python(build, "/asr")
+    squashfs = new_stage(build) / "live/root.squashfs"
+    shutil.copyfile(build.base / "root.squashfs", squashfs)
+    tool("mksquashfs", code, squashfs, "-keep-as-directory", "-no-progress", "-quiet", "-all-root",
+         "-no-recovery")
+
+
+def initramfs(build: Build) -> None:
+    """busybox, the modules that reach the medium, and the script that finds it."""
+    tree = build.cache / "initramfs"
+    shutil.rmtree(tree, ignore_errors=True)
+    for folder in ("bin", "dev", "proc", "sys"):
+        (tree / folder).mkdir(parents=True)
+    shutil.copy(build.root / "usr/bin/busybox", tree / "bin/busybox")
+    shutil.copy(IMAGE / "initramfs-init", tree / "init")
+    shutil.copy(IMAGE / "inspecting", tree / "inspecting")
+    scripts = build.cache / "initramfs.cpio.zst"
+    pack(tree, scripts)
+    # The kernel unpacks archives that follow one another.
+    archives = (module_archive(build), scripts)
+    (build.stage / "live/initrd.img").write_bytes(b"".join(archive.read_bytes() for archive in archives))
+    shutil.copy(build.root / f"boot/vmlinuz-{build.kernel}", build.stage / "live/vmlinuz")
+
+
+def boot_files(build: Build) -> None:
+    """GRUB for BIOS and, signed, for UEFI; the medium's id and script."""
+    stage = build.stage
+    live = stage / "live"
+    contents = hashlib.sha256()
+    for name in ("vmlinuz", "initrd.img", "root.squashfs"):
+        contents.update(hashlib.file_digest((live / name).open("rb"), "sha256").digest())
+    medium = contents.hexdigest()[:16]
+    (live / "id").write_text(f"{medium}\n")
+    shutil.copy(IMAGE / "asr", stage / "asr")
+    (stage / ".disk").mkdir()
+    # Debian's signed GRUB for CDs knows its medium by this file.
+    (stage / ".disk/info").write_text(f"Automated System Recovery {medium}\n")
+    grub_files(build, medium)
+    bios_image(build)
+    efi_image(build)
+
+
+def iso(build: Build) -> None:
+    build.output.parent.mkdir(parents=True, exist_ok=True)
+    part = build.output.with_suffix(".part")
+    grub = "boot/grub/i386-pc"
+    tool(
+        "xorriso", "-as", "mkisofs", "-quiet", "-r", "-V", "ASR_RECOVERY", "-o", part,
+        # BIOS, as a CD
+        "-b", f"{grub}/eltorito.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info",
+        # BIOS, as a disk
+        "--grub2-mbr", build.root / "usr/lib/grub/i386-pc/boot_hybrid.img", "--protective-msdos-label",
+        "-partition_offset", "16", "--mbr-force-bootable",
+        # UEFI, as both
+        "-append_partition", "2", "0xef", build.cache / "efi.img", "-appended_part_as_gpt",
+        "-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot",
+        build.stage,
+    )
+    part.rename(build.output)
+    shutil.copy(build.base / "packages.txt", build.output.with_suffix(".packages"))
+
+
+# Finished steps of BASE are kept; those of PROGRAM are made in every build.
+Verb = Callable[[Build], None]
+BASE: tuple[tuple[str, Verb], ...] = (
+    ("Debian packages", debian_tree),
+    ("Python packages", python_packages),
+    ("Pruning", prune),
+    ("Kernel modules", unpack_modules),
+    ("Bytecode", base_bytecode),
+    ("Package list", package_list),
+    ("Squashfs", base_squashfs),
+)
+PROGRAM: tuple[tuple[str, Verb], ...] = (
+    ("Our code", program),
+    ("Initramfs", initramfs),
+    ("Boot loaders", boot_files),
+    ("ISO", iso),
+)
+
+
+# What the steps are made of
+
+def listed(path: Path) -> list[str]:
+    """The lines of a list, without comments."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def debian_sources(suite: str) -> list[str]:
+    """apt source lines for the suite and its security updates, from the mirrors that this machine uses."""
+    archive = apt_mirror("Debian") or "http://deb.debian.org/debian"
+    security = apt_mirror("Debian-Security") or "http://deb.debian.org/debian-security"
+    sources = [f"deb {archive} {suite} main"]
+    if suite not in ("sid", "unstable", "testing"):
+        sources += [f"deb {archive} {suite}-updates main", f"deb {security} {suite}-security main"]
+    return sources
+
+
+def apt_mirror(label: str) -> str:
+    """The address of the first source of this machine's apt whose Release file carries this label, or nothing."""
+    if not shutil.which("apt-get"):
+        return ""
+    found = output_of("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages")
+    pairs = (line.split(maxsplit=1) for line in found.splitlines())
+    return next((pair[1].rstrip("/") for pair in pairs if pair[0] == label), "")
+
+
+def compile_python(build: Build, *places: str) -> None:
+    """Bytecode that is believed without a look at its source: without any, the console starts five times slower."""
+    tool("chroot", build.root, "python3", "-m", "compileall", "-q", "-f", "-j", "0",
+         "--invalidation-mode", "unchecked-hash", *places)
+
+
+def new_stage(build: Build) -> Path:
+    shutil.rmtree(build.stage, ignore_errors=True)
+    (build.stage / "live").mkdir(parents=True)
+    return build.stage
+
+
+def module_archive(build: Build) -> Path:
+    """The listed kernel modules and what they depend on, as one cpio archive; kept until the list changes."""
+    wanted = listed(IMAGE / "initramfs-modules")
+    archive = build.base / f"modules-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:16]}.cpio.zst"
+    if archive.exists():
+        return archive
+    tree = build.cache / "modules"
+    shutil.rmtree(tree, ignore_errors=True)
+    source = build.root / "usr/lib/modules" / build.kernel
+    goal = tree / "lib/modules" / build.kernel
+    for path in module_closure(source, wanted):
+        (goal / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / path, goal / path)
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        shutil.copy(source / name, goal / name)
+    tool("depmod", "--basedir", tree, build.kernel)
+    pack(tree, archive)
+    return archive
+
+
+def pack(tree: Path, archive: Path) -> None:
+    tool("find", tree, "-exec", "touch", "--no-dereference", f"--date=@{epoch()}", "{}", "+")
+    part = archive.with_suffix(".part")
+    tool("sh", "-c", 'cd "$1" && find . -print0 | sort -z'
+         ' | cpio --null --create --quiet --format=newc --owner=0:0 --reproducible | zstd -q -15 -T0 -f -o "$2"',
+         "sh", tree, part)
+    part.rename(archive)
+
+
+def module_closure(modules: Path, wanted: list[str]) -> list[str]:
+    """Paths below `modules` of the wanted modules and what they depend on; initramfs-modules says how one is wanted."""
+    needs = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        path, _, others = line.partition(":")
+        needs[path] = others.split()
+    chosen: set[str] = set()
+    for want in sorted(wanted, key=lambda want: want.startswith("-")):
+        found = {path for path in needs if is_wanted(path, want)}
+        if not found and want.replace("-", "_") not in builtin_modules(modules):
+            raise BuildFailed(f"bootenv/image/initramfs-modules names {want}, which this kernel does not have.")
+        chosen = chosen - found if want.startswith("-") else chosen | found
+    return sorted(chosen.union(*(needs[path] for path in chosen)))
+
+
+def is_wanted(path: str, want: str) -> bool:
+    want = want.removeprefix("-")
+    if want.endswith("/"):
+        return path.startswith(f"kernel/{want}")
+    return Path(path).stem.replace("-", "_") == want.replace("-", "_")
+
+
+def builtin_modules(modules: Path) -> set[str]:
+    return {Path(line).stem.replace("-", "_") for line in (modules / "modules.builtin").read_text().splitlines()}
+
+
+def grub_files(build: Build, medium: str) -> None:
+    """The menu, what it reads, and the modules of both platforms: signed GRUB has its own built in."""
+    grub = build.stage / "boot/grub"
+    grub.mkdir(parents=True)
+    (grub / "grub.cfg").write_text((IMAGE / "grub.cfg").read_text().replace("@ID@", medium))
+    # A GRUB environment block is 1024 bytes, filled up with #.
+    block = b"# GRUB Environment Block\nescape=\x1b\nenter=\r\n"
+    (grub / "keys.env").write_bytes(block.ljust(1024, b"#"))
+    for platform in ("i386-pc", "x86_64-efi"):
+        (grub / platform).mkdir()
+        for path in (build.root / "usr/lib/grub" / platform).iterdir():
+            if path.suffix in (".mod", ".lst"):
+                shutil.copy(path, grub / platform)
+
+
+def bios_image(build: Build) -> None:
+    source = build.root / "usr/lib/grub/i386-pc"
+    core = "/tmp/core.img"
+    tool("chroot", build.root, "grub-mkimage", "--format=i386-pc", "--prefix=/boot/grub", f"--output={core}",
+         *GRUB_CORE)
+    made = build.root / core.lstrip("/")
+    image = build.stage / "boot/grub/i386-pc/eltorito.img"
+    image.write_bytes((source / "cdboot.img").read_bytes() + made.read_bytes())
+    made.unlink()
+
+
+def efi_image(build: Build) -> None:
+    """The FAT volume that UEFI firmware starts from: Debian's shim, and its signed GRUB for CDs."""
+    image = build.cache / "efi.img"
+    image.unlink(missing_ok=True)
+    tool("mkfs.vfat", "-C", "-n", "ASR_EFI", "-i", "41535245", "--invariant", image, str(8 * 1024))
+    tool("mmd", "-i", image, "::EFI", "::EFI/BOOT")
+    for source, name in {
+        "usr/lib/shim/shimx64.efi.signed": "BOOTX64.EFI",
+        "usr/lib/shim/mmx64.efi.signed": "mmx64.efi",
+        "usr/lib/grub/x86_64-efi-signed/gcdx64.efi.signed": "grubx64.efi",
+    }.items():
+        tool("mcopy", "-i", image, build.root / source, f"::EFI/BOOT/{name}")
+
+
+def remove_other_bases(build: Build) -> None:
+    for path in build.cache.glob("base-*"):
+        if path != build.base:
+            shutil.rmtree(path)
+
+
+def epoch() -> int:
+    """The time that files of this build carry: SOURCE_DATE_EPOCH (seconds), or now."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+
+
+# Running and showing
+
+log_path = Path(os.devnull)
+
+
+def tool(*argv: str | Path) -> None:
+    """Runs a program with this environment (proxies, SOURCE_DATE_EPOCH); its output goes to the log."""
+    with log_path.open("ab") as log:
+        log.write(f"+ {' '.join(map(str, argv))}\n".encode())
+        log.flush()
+        done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    if done.returncode:
+        words = " ".join(log_path.read_text(errors="replace").split()[-40:])
+        raise BuildFailed(f"{argv[0]} failed (all of it is in {log_path}): {words}")
+
+
+def output_of(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+def run_or_fail(*argv: str | Path) -> None:
+    if subprocess.run([str(word) for word in argv]).returncode:
+        raise BuildFailed(f"{' '.join(map(str, argv[:4]))} failed.")
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str, Callable[[], None] | None], None]]:
+    """Shows the steps as they are done: a live display on a terminal, else a line each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    console = Console()
+    columns = (SpinnerColumn(), TextColumn("{task.description:30}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as display:
+        task = display.add_task("", total=total)
+
+        def step(title: str, work: Callable[[], None] | None) -> None:
+            display.update(task, description=title)
+            begin = time.monotonic()
+            if work:
+                work()
+            console.print(f"{title:40}{time.monotonic() - begin:6.1f} s" if work else title, highlight=False)
+            display.advance(task)
+
+        yield step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
