@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from textual.filter import LineFilter
 from textual.theme import Theme
 
 from bootenv.errors import AsrError
-from bootenv.events import Difference, Event, Progress
+from bootenv.events import Difference, Event
 from bootenv.run import log
 
 from .screens import ErrorPage, Leaving, Page, UnexpectedPage, Work
@@ -23,8 +22,11 @@ from .widgets import AsciiGlyphs, ReverseVideo
 
 T = TypeVar("T")
 
-# Seconds. A gauge that moves more often is not read any better, and costs the work its time.
-_FRAME = 0.1
+
+
+class Cancelled(Exception):
+    """The person left while the work was going on."""
+
 
 SETUP = Theme(
     "setup", primary="ansi_white", foreground="ansi_white", background="ansi_blue", ansi=True,
@@ -43,6 +45,7 @@ class SetupApp(App[int]):
     ENABLE_COMMAND_PALETTE = False
     VERTICAL_BREAKPOINTS = [(0, "-short"), (25, "-full")]
     TITLE = "Automated System Recovery Setup"
+    QUIT = "To quit and restart your computer, press F3."
     LEAVING = "Your computer is being restarted..."
     BINDINGS = [
         # There is nothing behind Setup that these could go back to.
@@ -55,7 +58,8 @@ class SetupApp(App[int]):
         super().__init__()
         self.story = story
         self.tick = tick
-        self.page: Page | None = None
+        self.page: Page[Any] | None = None
+        self.working: asyncio.Future[Any] | None = None
         self._look = _look_for_this_terminal()
         self.register_theme(SETUP)
         self.theme = SETUP.name
@@ -78,7 +82,8 @@ class SetupApp(App[int]):
             except Exception as error:
                 await self.ask(self.page_for(error))
             else:
-                return self.leave()
+                self.leave()
+                return
 
     async def pages(self) -> None:
         raise NotImplementedError
@@ -105,15 +110,19 @@ class SetupApp(App[int]):
         await self.show(page)
         return await page.answered
 
-    def page_for(self, error: Exception) -> Page[str]:
-        """The page that says what went wrong. All there is to know goes to the log."""
+    def page_for(self, error: Exception, *offers: str, heading: str = "") -> Page[str]:
+        """The page that says what went wrong and may offer more than to try again. The log gets all there is."""
+        if isinstance(error, AsrError):
+            log(f"{error.code} {error}")
+            return ErrorPage(error, *offers, heading=heading)
         log(*"".join(traceback.format_exception(error)).splitlines())
-        return ErrorPage(error) if isinstance(error, AsrError) else UnexpectedPage(error)
+        return UnexpectedPage(error, heading)
 
     async def perform(self, page: Work, events: Generator[Event, None, T]) -> T:
         """Shows a page while a thread does the work; returns what the generator returns, raises what it raises."""
         await self.show(page)
-        return await asyncio.to_thread(_consume, events, page)
+        self.working = asyncio.ensure_future(asyncio.to_thread(_consume, events, page))
+        return await asyncio.shield(self.working)      # work goes on when the story is left
 
     async def each(self, items: Iterator[T], seen: Callable[[T], None]) -> list[T]:
         """Takes from an iterator in a thread, and has each item seen here as it comes."""
@@ -134,23 +143,18 @@ class SetupApp(App[int]):
 
 
 def _consume(events: Generator[Event, None, T], page: Work) -> T:
-    """Does the work, telling the page of every difference and, some times a second, how far it is."""
-    due = 0.0
-    newest: Progress | None = None
-    while True:
+    """Does the work, leaving what it says about itself on the page."""
+    while not page.cancelled.is_set():
         try:
             event = next(events)
         except StopIteration as end:
-            if newest:
-                page.post_message(Work.Happened(newest))
             return end.value
         if isinstance(event, Difference):
-            page.post_message(Work.Differed(event))
+            page.differences.append(event)
         else:
-            newest = event
-            if time.monotonic() >= due:
-                page.post_message(Work.Happened(event))
-                due = time.monotonic() + _FRAME
+            page.newest = event
+    events.close()                     # what it does to clean up, it does now
+    raise Cancelled
 
 
 def _look_for_this_terminal() -> list[LineFilter]:

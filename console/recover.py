@@ -1,13 +1,13 @@
 """Boot recovery: what the technician sees from the first frame to the first reboot."""
 
 import asyncio
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import events, work
 from textual.widget import Widget
-from textual.widgets import Static
 
 from bootenv.errors import NoAsrDisk
 from bootenv.events import Progress
@@ -15,7 +15,7 @@ from bootenv.layout import Disk, human
 
 from .app import SetupApp
 from .screens import ChecksPage, Notice, Page, Work, bullets, key, seconds, set_lines, text
-from .widgets import Gauge, Listing, drawable
+from .widgets import TEXT_WIDTH, Gauge, Lines, Listing
 
 if TYPE_CHECKING:
     from bootenv.asr_disk import AsrDisk
@@ -124,7 +124,7 @@ class Inspecting(Page[bool]):
     """Page 2, until all devices are known. Answers whether F2 was pressed."""
 
     BINDINGS = [*key("f2", "answer(True)"), *key("f3", "leave")]
-    HELP = (
+    EXPLANATION = (
         "Setup is finding out which disks, drives and other devices this computer has.\n\n"
         "You can press F2 now: Automated System Recovery then starts at once."
     )
@@ -149,7 +149,7 @@ class Prompt(Page[Any]):
 
     LINE = ""
     SECONDS = 0
-    HELP = (
+    EXPLANATION = (
         "F2 starts Automated System Recovery: this computer's disks are made as they were when its ASR set was "
         "prepared, and its files are restored. You need the ASR disk and the backup.\n\n"
         "If you press nothing, the Welcome page comes next. It offers the same and more. ENTER goes there at once.\n\n"
@@ -198,14 +198,14 @@ class Welcome(Page[str]):
         *key("s", "shell", "Shell"),
         *key("f3", "leave", "Restart"),
     ]
-    HELP = (
+    EXPLANATION = (
         "To bring back a computer that does not start any more, or whose disk was replaced, press F2. You need "
         "the ASR disk (a floppy disk or a USB stick) and the backup that was made with it.\n\n"
         "Nothing is changed before you have inserted an ASR disk and Setup has checked everything."
     )
 
     def content(self) -> Iterable[Widget]:
-        yield text("This portion of Setup prepares this computer to be recovered from an ASR set.")
+        yield text("Setup brings a computer back from its ASR set: the backup, and the ASR disk that was made with it.")
         yield bullets(
             "To recover this computer with its ASR disk and backup, press F2.",
             "To restore single files from a backup, press R.",
@@ -220,7 +220,7 @@ class InsertDisk(Page["AsrDisk | None"]):
     """Page 5: looks for the ASR disk until there is one, and says which set it is of."""
 
     BINDINGS = [*key("escape", "answer(None)")]
-    HELP = (
+    EXPLANATION = (
         "Insert the disk that is labeled Automated System Recovery Disk with the name of this computer. Setup "
         "looks in every floppy drive and on every USB stick, and goes on by itself once it has found the disk.\n\n"
         "If you press a key and there is no ASR disk, Setup says so. ESC goes back.\n\n"
@@ -240,7 +240,7 @@ class InsertDisk(Page["AsrDisk | None"]):
             "into the floppy drive or a USB port.\n\n"
             "Press any key when ready."
         )
-        yield text("", id="found")
+        yield Lines(6)
 
     def on_mount(self) -> None:
         self.look()
@@ -258,14 +258,14 @@ class InsertDisk(Page["AsrDisk | None"]):
             asked = self.pressed.is_set()
             self.pressed.clear()
             try:
-                self.disk = await asyncio.to_thread(self.setup.story.find_set)
+                disk = await asyncio.to_thread(self.setup.story.find_set)
             except NoAsrDisk as error:
                 if asked:
-                    return self.answered.set_exception(error)
+                    return self.fail(error)
             except Exception as error:
-                return self.answered.set_exception(error)
+                return self.fail(error)
             else:
-                return self._found(self.disk)
+                return self._found(disk)
             await self._wait()
 
     async def _wait(self) -> None:
@@ -275,8 +275,8 @@ class InsertDisk(Page["AsrDisk | None"]):
             pass
 
     def _found(self, disk: "AsrDisk") -> None:
-        lines = [f"Setup has found an ASR disk in the {disk.description}:", "", *set_lines(disk.set)]
-        self.query_one("#found", Static).update(drawable("\n".join(lines)))
+        self.disk = disk
+        self.query_one(Lines).show(f"An ASR disk was found: {disk.description}", "", *set_lines(disk.set))
         self.count_down(_FOUND)
 
     def time_is_up(self) -> None:
@@ -288,7 +288,7 @@ class Disks(Page[None]):
 
     HEADING = "Setup will recover these disks:"
     BINDINGS = [*key("f8", "agree", "Agree"), *key("enter", "go_on", "Continue")]
-    HELP = (
+    EXPLANATION = (
         "For each disk that was recorded, this page says which disk takes its place, how Setup knows it, and what "
         "is on that disk now. All partitions of these disks are made anew.\n\n"
         "A disk that is blank or has this computer's own partitions is used without a question. If a disk holds "
@@ -301,19 +301,20 @@ class Disks(Page[None]):
     def __init__(self, match: "Match"):
         super().__init__()
         self.choices = match.choices
-        self.lost = [f"Disk {n} ({c.present.path}):  {c.content}" for n, c in enumerate(match.choices) if c.consent]
+        self.lost = [f"Disk {n}" for n, choice in enumerate(match.choices) if choice.consent]
 
     def content(self) -> Iterable[Widget]:
         lines = [line for n, choice in enumerate(self.choices) for line in choice_lines(n, choice)]
-        yield Listing(lines, height=min(len(lines) + 2, 9))
-        if not self.lost:
+        yield Listing(lines, height=min(len(lines) + 2, 11))
+        if self.lost:
+            yield text(f"CAUTION: What {' and '.join(self.lost)} now holds is not this computer's own. "
+                       "It will be lost.", "heading")
+            yield bullets("To agree to the loss and continue, press F8.",
+                          "To quit without changing anything, press F3.")
+        else:
             yield text("Setup makes the partitions of these disks anew and formats them. They hold nothing that "
                        "is not this computer's own.")
-            yield text("", id="waiting")
-            return
-        yield text("CAUTION: Everything that is on these disks now will be lost:", "heading")
-        yield text("\n".join(self.lost[:3] + [f"and {len(self.lost) - 3} more: see the list"] * (len(self.lost) > 3)))
-        yield bullets("To agree and continue, press F8.", "To quit without changing anything, press F3.")
+            yield Lines(1)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action in ("agree", "go_on"):
@@ -325,7 +326,7 @@ class Disks(Page[None]):
             self.count_down(_DISKS)
 
     def show_seconds(self) -> None:
-        self.query_one("#waiting", Static).update(f"Setup continues in {seconds(self.seconds)}.")
+        self.query_one(Lines).show(f"Setup continues in {seconds(self.seconds)}.")
 
     def action_agree(self) -> None:
         self.answer(None)
@@ -339,21 +340,23 @@ class Disks(Page[None]):
 
 def choice_lines(number: int, choice: "Choice") -> list[str]:
     """A recorded disk and the one in its place, for the list on page 7."""
+    what = "WILL BE LOST   " if choice.consent else "which holds    "
     return [
-        f"Disk {number}    recorded   {disk_line(choice.recorded)}",
-        f"{'':10}now        {disk_line(choice.present)}, {choice.reason}",
-        f"{'':10}holds      {choice.content}",
+        f"Disk {number} was     {disk_line(choice.recorded)}",
+        f"in its place   {choice.present.path}  {disk_line(choice.present)}",
+        f"reason         {choice.reason}",
+        *textwrap.wrap(choice.content, TEXT_WIDTH - 4, initial_indent=what, subsequent_indent=" " * len(what)),
     ]
 
 
 def disk_line(disk: Disk) -> str:
-    return "  ".join(part for part in (human(disk.size), disk.path, disk.model) if part)
+    return "  ".join(part for part in (human(disk.size), disk.model, disk.transport) if part)
 
 
 class Preparing(Work):
     """Pages 8 and 9: partitions are made, the minimal OS is copied."""
 
-    HELP = (
+    EXPLANATION = (
         "Setup makes and formats the partitions, then copies the files that restore your computer from its own "
         "disk after the next start.\n\n"
         "Should the power fail now, start from the recovery medium again: nothing is lost but time."
@@ -363,20 +366,20 @@ class Preparing(Work):
         "System Recovery again from this medium."
     )
     _ABOUT = {
-        "Setup is formatting": "Please wait while Setup formats the partition\n\n{subject}",
+        "Setup is formatting": "Please wait while Setup formats the partition\n\n",
         "Setup is copying": "Please wait while Setup copies files\nto the recovery folder.\n"
                             "This might take several minutes to complete.",
     }
-    _OTHERWISE = "Please wait while Setup prepares your disks.\n\n{subject}"
+    _OTHERWISE = "Please wait while Setup prepares your disks.\n\n"
 
     def content(self) -> Iterable[Widget]:
-        yield text("", "centred", id="about")
+        yield Lines(7, centred=True)
         yield Gauge()
 
     def show_progress(self, progress: Progress) -> None:
-        super().show_progress(progress)
         about = next((a for s, a in self._ABOUT.items() if progress.status.startswith(s)), self._OTHERWISE)
-        self.say(drawable(about.format(subject=progress.subject)))
+        self.query_one(Lines).show(*about.splitlines(), *progress.subject.splitlines())
+        self.query_one(Gauge).show(progress.status, progress.done, progress.total)
         copying = progress.status.startswith("Setup is copying") and progress.item
         self.bar.show(right=f"Copying: {progress.item}" if copying else "")
 
@@ -385,7 +388,7 @@ class Reboot(Page[None]):
     """Page 10."""
 
     BINDINGS = [*key("enter", "answer(None)", "Restart Computer"), *key("f1", "help"), *key("f3", "answer(None)")]
-    HELP = (
+    EXPLANATION = (
         "Your computer now has its disks back and starts from its own disk. There, Setup restores its files by "
         "itself.\n\n"
         "Leave the disk that holds the backup connected. Do not press a key when the computer offers to boot from "

@@ -6,13 +6,14 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container
-from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.timer import Timer
 from textual.widget import Widget
@@ -22,7 +23,7 @@ from bootenv.errors import AsrError, NewerSchema
 from bootenv.events import Difference, Progress
 from bootenv.run import LOG, run
 
-from .widgets import TEXT_WIDTH, Gauge, Listing, StatusBar, Title, drawable
+from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.recover import Check
@@ -36,6 +37,7 @@ _KEY_NAMES = {"enter": "ENTER", "escape": "ESC"}
 _LAST_IN_BAR = ("d", "s", "f1", "f3")
 _LOG_LINES = 1000
 _SEEN = 3                          # seconds that finished checks stay
+_FRAME = 0.1                       # seconds between two moves of a gauge
 
 
 def key(name: str, action: str, label: str = "") -> list[Binding]:
@@ -62,7 +64,7 @@ class Page(Screen[T]):
         *key("s", "shell"),
     ]
     HEADING = ""
-    HELP = ""                      # what F1 says about this page
+    EXPLANATION = ""               # what F1 says about this page
     WARNING = ""                   # what F3 says before it leaves
 
     answered: "Future[T]"
@@ -104,6 +106,11 @@ class Page(Screen[T]):
         if not self.answered.done():
             self.answered.set_result(value)
 
+    def fail(self, error: Exception) -> None:
+        """Where this page was asked, the error is raised."""
+        if not self.answered.done():
+            self.answered.set_exception(error)
+
     def action_answer(self, value: T) -> None:
         self.answer(value)
 
@@ -144,7 +151,7 @@ class Page(Screen[T]):
         return "TMUX" in os.environ if action == "shell" else True
 
     def action_help(self) -> None:
-        self.app.push_screen(HelpPage(self.HELP))
+        self.app.push_screen(HelpPage(self.EXPLANATION))
 
     def action_details(self) -> None:
         self.app.push_screen(LogPage())
@@ -153,7 +160,7 @@ class Page(Screen[T]):
         open_shell()
 
     def action_leave(self) -> None:
-        self.app.push_screen(LeaveQuestion(self.WARNING), self._maybe_leave)
+        self.app.push_screen(LeaveQuestion(self.WARNING, self.setup.QUIT), self._maybe_leave)
 
     def _maybe_leave(self, agreed: bool | None) -> None:
         if agreed:
@@ -205,7 +212,7 @@ class Leaving(Page[None]):
 class ErrorPage(Page[str]):
     """What is wrong, what was not touched, what to do. Answers "retry", or what else was offered."""
 
-    HELP = (
+    EXPLANATION = (
         "Setup could not go on. This page says what is wrong, what was and was not changed, and what you can do.\n\n"
         "Put right what is wrong and press ENTER: Setup tries the same thing again, from where it can be "
         "repeated safely. D shows the log, which has all messages of the programs that Setup ran."
@@ -218,23 +225,25 @@ class ErrorPage(Page[str]):
         *key("s", "shell", "Shell"),
     ]
     _EXPLAINED = {
-        "browse": "To say where it is, press B.",
+        "browse": "To name another place, press B.",
         "retry": "To try again, press ENTER.",
         "cancel": "To go back without changing anything, press ESC.",
     }
 
-    def __init__(self, error: AsrError, *offers: str):
+    def __init__(self, error: AsrError, *offers: str, heading: str = ""):
         super().__init__()
-        self.HEADING = error.message
+        brief = len(error.message) <= 2 * TEXT_WIDTH
+        self.HEADING = heading or (error.message if brief else "Setup cannot continue.")
         self.error = error
         self.offers = offers if isinstance(error, NewerSchema) else ("retry", *offers)
 
     def content(self) -> Iterable[Widget]:
-        for paragraph in (self.error.untouched, self.error.hint):
+        message = self.error.message if self.HEADING != self.error.message else ""
+        for paragraph in (message, self.error.untouched, self.error.hint):
             if paragraph:
                 yield text(paragraph)
         yield bullets(*(self._EXPLAINED[o] for o in self._EXPLAINED if o in self.offers),
-                      "To quit and restart your computer, press F3.")
+                      self.setup.QUIT)
         yield text(f"Error {self.error.code}")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -246,7 +255,7 @@ class ErrorPage(Page[str]):
 class UnexpectedPage(Page[str]):
     """An error that Setup has no words for."""
 
-    HELP = (
+    EXPLANATION = (
         "Setup met an error in itself. The log has the details; press D to read its end.\n\n"
         "ENTER goes back to a point from which the work can be repeated safely. S opens a shell in which you can "
         "look around and copy the log."
@@ -257,15 +266,16 @@ class UnexpectedPage(Page[str]):
         *key("s", "shell", "Shell"),
     ]
 
-    def __init__(self, error: Exception):
+    def __init__(self, error: Exception, heading: str = ""):
         super().__init__()
+        self.HEADING = heading
         self.error = error
 
     def content(self) -> Iterable[Widget]:
         yield Static(drawable(
             "Setup cannot continue because of an unexpected error.\n\n"
             f"{type(self.error).__name__}: {str(self.error)[:300]}\n\n"
-            "Do not count on anything that was being done when it happened.\n\n"
+            "What was being done at that moment may be incomplete.\n\n"
             f"The details are in the log, {LOG}.\n\n"
             "To try again, press ENTER. To read the log, press D."
         ), markup=False, classes="popup fatal")
@@ -278,16 +288,15 @@ class LeaveQuestion(ModalScreen[bool]):
         *key("enter", "dismiss(False)"), *key("escape", "dismiss(False)"), *key("f3", "dismiss(True)"),
     ]
 
-    def __init__(self, warning: str):
+    def __init__(self, warning: str, quit: str):
         super().__init__()
         self.warning = warning
+        self.quit = quit
 
     def compose(self) -> ComposeResult:
-        yield Static(drawable(
-            "Automated System Recovery has not finished."
-            + (f"\n\n{self.warning}" if self.warning else "")
-            + "\n\n   •  To continue, press ENTER.\n\n   •  To quit and restart your computer, press F3."
-        ), markup=False, classes="popup")
+        said = [f"{self.app.title} has not finished.", *filter(None, [self.warning]),
+                "   •  To continue, press ENTER.", f"   •  {self.quit}"]
+        yield Static(drawable("\n\n".join(said)), markup=False, classes="popup")
 
 
 class Sheet(Page[None]):
@@ -310,20 +319,14 @@ class HelpPage(Sheet):
 
     def content(self) -> Iterable[Widget]:
         yield text(self.about)
-        yield text("Keys on every page:", "heading")
-        yield text(
-            "F1     Help on the page that you are on\n"
-            "F3     Quit: Setup asks first, then your computer restarts\n"
-            "D      Details: the end of the log\n"
-            + ("S      Shell: a command line; type exit to come back\n" if "TMUX" in os.environ else "")
-            + "ESC    Back"
-        )
+        yield text("On every page:  F3=Quit  D=Details: the end of the log"
+                   + ("  S=Shell" if "TMUX" in os.environ else ""))
 
 
 class LogPage(Sheet):
     HEADING = "The end of the log"
     BINDINGS = [*key("s", "shell", "Shell")]
-    HELP = "The newest lines are at the end. The arrow keys, PAGE UP and PAGE DOWN move."
+    EXPLANATION = "The newest lines are at the end. The arrow keys, PAGE UP and PAGE DOWN move."
 
     def content(self) -> Iterable[Widget]:
         yield Listing(tail(), height=17, at_end=True)
@@ -334,58 +337,98 @@ def tail() -> list[str]:
     """The last lines of the log, without their dates."""
     try:
         with LOG.open(encoding="utf-8", errors="replace") as file:
-            return [line.rstrip("\n")[11:] for line in deque(file, _LOG_LINES)]
+            return [part for line in deque(file, _LOG_LINES) for part in textwrap.wrap(
+                line.rstrip("\n")[11:], TEXT_WIDTH - 4, subsequent_indent=" " * 9, drop_whitespace=False)]
     except OSError as error:
         return [f"There is no log to show: {error.strerror}."]
 
 
 class Work(Page[None]):
-    """Long work: a gauge, and what is at hand in the status bar. Work goes on when this page is not on top."""
-
-    class Happened(Message):
-        """How far the work is; of several, only the newest is worth drawing."""
-
-        def __init__(self, progress: Progress):
-            super().__init__()
-            self.progress = progress
-
-        def can_replace(self, message: Message) -> bool:
-            return isinstance(message, Work.Happened)
-
-    class Differed(Message):
-        """One thing that did not come out as recorded; none of them is ever left out."""
-
-        def __init__(self, difference: Difference):
-            super().__init__()
-            self.difference = difference
+    """Long work, done by a thread that leaves here how far it is. It goes on when this page is not seen."""
 
     BINDINGS = [*key("f1", "help"), *key("f3", "leave")]
 
     def __init__(self) -> None:
         super().__init__()
-        self.differences: list[Difference] = []
-        self._about = ""
+        self.newest = Progress("")               # a newer one replaces an older one
+        self.differences: list[Difference] = []  # none of which is ever left out
+        self.cancelled = Event()
+        self._shown = self.newest
 
-    def on_work_happened(self, message: Happened) -> None:
-        self.show_progress(message.progress)
+    def on_mount(self) -> None:
+        self.set_interval(_FRAME, self.look)
 
-    def on_work_differed(self, message: Differed) -> None:
-        self.differences.append(message.difference)
-
-    def say(self, about: str) -> None:
-        """The lines above the gauge; drawn only when they change."""
-        if about != self._about:
-            self._about = about
-            self.query_one("#about", Static).update(about)
+    def look(self) -> None:
+        """A gauge that moved with every event would take the time that the work needs."""
+        if self.newest is not self._shown:
+            self._shown = self.newest
+            self.show_progress(self._shown)
 
     def show_progress(self, progress: Progress) -> None:
-        self.query_one(Gauge).show(progress.status, progress.done, progress.total)
+        raise NotImplementedError
+
+
+class ProgressPage(Work):
+    """Backup and restore: how far, how long, how much."""
+
+    def __init__(self, heading: str, explanation: str, warning: str):
+        super().__init__()
+        self.HEADING, self.EXPLANATION, self.WARNING = heading, explanation, warning
+        self.started = self.phase = monotonic()
+        self.copied = Progress("")     # the last one that counted files
+        self.copying = 0.0             # seconds it took to get there
+
+    def content(self) -> Iterable[Widget]:
+        yield Lines(10)
+        yield Gauge()
+
+    def on_mount(self) -> None:
+        self.query_one(Gauge).show("Progress", 0, 0)
+        self.show_fields()
+        self.set_interval(1, self.show_fields)
+
+    def show_progress(self, progress: Progress) -> None:
+        if progress.total_files:
+            if progress.status != self.copied.status:
+                self.phase = monotonic()
+            self.copied, self.copying = progress, monotonic() - self.phase
+            self.query_one(Gauge).show("Progress", progress.done, progress.total)
+        self.show_fields()
+
+    def show_fields(self) -> None:
+        self.query_one(Lines).show(*progress_lines(
+            self.newest, self.copied, self.copying, monotonic() - self.started, len(self.differences)))
+
+
+def progress_lines(
+    progress: Progress, copied: Progress, copying: float, elapsed: float, differences: int
+) -> list[str]:
+    """The fields of the progress pages. `copied` is the last progress that counted files, after `copying` seconds."""
+    rate = copied.done / copying if copying >= 1 else 0.0
+    remaining = clock((copied.total - copied.done) / rate) if rate else ""
+    return [
+        f"Status                {progress.status}",
+        f"Elapsed               {clock(elapsed)}",
+        f"Estimated remaining   {remaining}",
+        f"Processing            {shortened(progress.item, TEXT_WIDTH - 22)}",
+        "",
+        f"{'':22}{'Processed':>18}{'Estimated':>20}",
+        f"Files                 {copied.files:>18,}{copied.total_files:>20,}",
+        f"Bytes                 {copied.done:>18,}{copied.total:>20,}",
+        f"MB/s                  {rate / 2**20:>18.1f}",
+        f"Differences           {differences:>18,}" if differences else "",
+    ]
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class ChecksPage(Page[None]):
     """Checks, a line each. The first that fails becomes the page's answer: its error is raised where it is asked."""
 
-    HELP = (
+    EXPLANATION = (
         "Setup checks everything that it can before it changes anything. A warning does not stop it.\n\n"
         "If a check fails, Setup says what is wrong and what you can do."
     )
@@ -398,7 +441,7 @@ class ChecksPage(Page[None]):
         self.lines: list[str] = []
 
     def content(self) -> Iterable[Widget]:
-        yield text("", id="checks")
+        yield Lines(17)
 
     def on_mount(self) -> None:
         self.work_through()
@@ -408,14 +451,14 @@ class ChecksPage(Page[None]):
         try:
             checks = await self.setup.each(self.checks, self.show_check)
         except Exception as error:
-            return self.answered.set_exception(error)
+            return self.fail(error)
         if failed := next((check.error for check in checks if check.error), None):
-            return self.answered.set_exception(failed)
+            return self.fail(failed)
         self.count_down(_SEEN)
 
     def show_check(self, check: "Check") -> None:
         self.lines += check_lines(check)
-        self.query_one("#checks", Static).update(drawable("\n".join(self.lines)))
+        self.query_one(Lines).show(*self.lines)
 
     def time_is_up(self) -> None:
         self.answer(None)
@@ -423,8 +466,12 @@ class ChecksPage(Page[None]):
 
 def check_lines(check: "Check") -> list[str]:
     result = "failed" if check.error else "warning" if check.note else "OK"
-    note = textwrap.wrap(check.note, TEXT_WIDTH - 6)
-    return [f"{check.title:.<{TEXT_WIDTH - 10}} {result}", *(f"      {line}" for line in note)]
+    return [f"{check.title:.<{TEXT_WIDTH - 10}} {result}", *wrapped(check.note, indent="      ")]
+
+
+def difference_lines(difference: Difference) -> list[str]:
+    """For a list box."""
+    return [shortened(difference.what, TEXT_WIDTH - 4), *wrapped(difference.why, TEXT_WIDTH - 4, "    ")]
 
 
 def set_lines(set: "AsrSet") -> list[str]:
@@ -445,7 +492,7 @@ def when(time: datetime) -> str:
 class Browse(Page[str]):
     """Asks for a path. Answers "" when it is cancelled."""
 
-    HELP = "Type the path and press ENTER. BACKSPACE deletes, the left and right arrows move. ESC goes back."
+    EXPLANATION = "Type the path and press ENTER. BACKSPACE deletes, the left and right arrows move. ESC goes back."
     BINDINGS = [*key("escape", "answer('')", "Cancel"), *key("f1", "help", "Help")]
 
     def __init__(self, heading: str, explanation: str, value: str = ""):

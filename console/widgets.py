@@ -1,5 +1,6 @@
 """The few parts that every page is made of, drawn with 16 colours and code page 437."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.segment import Segment
@@ -78,6 +79,28 @@ class StatusBar(Widget):
         left = f"  {self.left}"
         text = f"{left[:COPYING]:<{COPYING}}│{shortened(self.right, WIDTH - COPYING - 1)}" if self.right else left
         return Strip([Segment(text[:WIDTH].ljust(WIDTH), self.rich_style)])
+
+
+class Lines(Widget):
+    """Lines of text that change; only those that did are drawn again."""
+
+    def __init__(self, height: int, *, centred: bool = False, id: str | None = None):
+        super().__init__(id=id)
+        self.lines: list[str] = []
+        self.centred = centred
+        self.styles.height = height
+
+    def show(self, *lines: str) -> None:
+        before, self.lines = self.lines, [drawable(line) for line in lines]
+        longest = max(len(before), len(self.lines))
+        changed = [y for y in range(longest) if before[y:y + 1] != self.lines[y:y + 1]]
+        if changed:
+            self.refresh(*(Region(0, y, TEXT_WIDTH, 1) for y in changed))
+
+    def render_line(self, y: int) -> Strip:
+        line = (self.lines[y] if y < len(self.lines) else "")[:TEXT_WIDTH]
+        text = line.center(TEXT_WIDTH) if self.centred else line.ljust(TEXT_WIDTH)
+        return Strip([Segment(text, self.rich_style)])
 
 
 class Gauge(Widget):
@@ -169,7 +192,7 @@ class Listing(Widget, can_focus=True):
             return Strip([Segment(f"{left}{self._hint(y).rjust(width - 2, '─')}{right}", self.rich_style)])
         index = self.top + y - 1
         text = self.lines[index] if index < len(self.lines) else ""
-        return Strip([Segment(f"│ {shortened(text, width - 4):<{width - 4}} │", self.rich_style)])
+        return Strip([Segment(f"│ {text[:width - 4]:<{width - 4}} │", self.rich_style)])
 
     def _hint(self, y: int) -> str:
         """Says on the box's edge that there is more above or below."""
@@ -198,6 +221,10 @@ def _has_glyph(character: str) -> bool:
 def half_blocks(fraction: float, cells: int) -> str:
     halves = int(fraction * cells * 2)
     return ("█" * (halves // 2) + "▌" * (halves % 2)).ljust(cells)
+
+
+def wrapped(text: str, width: int = TEXT_WIDTH, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
 
 
 def shortened(text: str, width: int) -> str:
