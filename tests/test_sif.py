@@ -1,0 +1,122 @@
+"""asr.sif: what is written is read, and nothing else is believed."""
+
+from dataclasses import replace
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bootenv import sif
+from bootenv.errors import AsrError, DamagedSif, NewerSchema
+from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
+from bootenv.sif import AsrSet, BackupReference, new_id, now, read_sif, write_sif
+
+DISK = Disk("0x1", "/dev/sda", 10**10, label="dos", label_id="0x1", serial="S", model="M")
+LAYOUT = Layout(
+    (DISK,),
+    (Partition("0x1/1", "0x1", 1, 2**20, 2**30, "83", bootable=True), Partition("0x1/5", "0x1", 5, 2**31, 2**30, "82")),
+    (Filesystem("root", "0x1/1", "ext4", "root", 'a "label"', {"features": ["a", "b"], "inodes": 5}),
+     Filesystem("swap", "0x1/5", "swap", "swap")),
+    (Mount("root", "/", "errors=remount-ro"),),
+)
+SET = AsrSet(new_id(), now(), "host", "Debian", "6.12", "x86_64", "bios", 2**30, LAYOUT,
+             BackupReference("h.tar.zst", "/mnt", "uuid", "/b", "BACKUP", 10, 20))
+
+names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
+
+
+@given(host=names, label=names, name=names)
+def test_any_name_survives(host, label, name):
+    filesystem = replace(LAYOUT.filesystems[0], label=label)
+    partition = replace(LAYOUT.partitions[0], name=name)
+    layout = replace(LAYOUT, filesystems=(filesystem, LAYOUT.filesystems[1]), partitions=(partition,
+                     LAYOUT.partitions[1]))
+    set = replace(SET, host=host, layout=layout)
+    assert read_sif(write_sif(set)) == set
+
+
+def test_tables_of_other_products_survive():
+    set = replace(SET, extra={"acme": {"hooks": ["a", "b"]}})
+    assert read_sif(write_sif(set)).extra == {"acme": {"hooks": ["a", "b"]}}
+
+
+def test_every_flipped_bit_is_noticed():
+    data = write_sif(SET)
+    for place in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            with pytest.raises(DamagedSif):
+                read_sif(bytes(flipped))
+
+
+def test_every_truncation_is_noticed():
+    data = write_sif(SET).rstrip(b"\n")
+    for length in range(len(data)):
+        with pytest.raises(DamagedSif):
+            read_sif(data[:length])
+
+
+def test_text_behind_the_checksum_is_noticed():
+    with pytest.raises(DamagedSif):
+        read_sif(write_sif(SET) + b"\n[backup]\nname='x'\n")
+
+
+@given(st.binary(max_size=2000))
+def test_junk_is_damage_and_nothing_worse(data):
+    with pytest.raises(DamagedSif):
+        read_sif(data)
+
+
+def test_a_newer_schema_is_refused_with_a_sentence():
+    with pytest.raises(NewerSchema, match="newer version"):
+        read_sif(sealed(schema=sif.SCHEMA + 1))
+
+
+@pytest.mark.parametrize("change", [
+    {"set": {}},
+    {"set": {"id": "x", "created": now(), "host": "h"}},
+    {"disk": 5},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": -1}]},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": 2**63}]},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": 5, "label": "gpt", "label_id": "a\nb"}]},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": True}]},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": 5, "colour": "red"}]},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": 5}] * 2},
+    {"disk": [{"id": "d", "path": "/dev/sda", "size": 5, "sector_size": 0}]},
+    {"partition": [{"id": "p", "disk": "nowhere", "number": 1, "start": 0, "size": 1, "type": "83"}]},
+    {"partition": [{"id": "p", "disk": "0x1", "number": 1, "start": 0, "size": 10**11, "type": "83"}]},
+    {"partition": [{"id": "p", "disk": "0x1", "number": 1, "start": 0, "size": 1, "type": "83", "attrs": "x\"\nlabel: dos"}]},
+    {"partition": [{"id": "p", "disk": "0x1", "number": 1, "start": 0, "size": 1, "type": "83\n5 : size=1"}]},
+    {"filesystem": [{"id": "f", "device": "0x1", "type": "ext4; reboot"}]},
+    {"filesystem": [{"id": "f", "device": "0x1", "type": "ext4", "uuid": "-F"}]},
+    {"filesystem": [{"id": "f", "device": "0x1", "type": "ext4", "settings": {"a": {"b": 1}}}]},
+    {"mount": [{"filesystem": "root", "point": "/../etc"}]},
+    {"mount": [{"filesystem": "root", "point": "etc"}]},
+    {"backup": {"name": "../x"}},
+], ids=repr)
+def test_hostile_records_are_refused(change):
+    with pytest.raises(DamagedSif):
+        read_sif(sealed(**change))
+
+
+def test_a_sealed_document_is_otherwise_read():
+    assert read_sif(sealed()).host == "h"
+
+
+def test_too_many_records_are_refused():
+    with pytest.raises(AsrError):
+        read_sif(sealed(mount=[{"filesystem": "root", "point": "/"}] * 5000))
+
+
+def sealed(**change) -> bytes:
+    """A document with a right checksum, whatever it says."""
+    document = {
+        "signature": sif.SIGNATURE, "schema": sif.SCHEMA,
+        "set": {"id": SET.id, "created": SET.created, "host": "h"}, "backup": {},
+        "disk": [{"id": "0x1", "path": "/dev/sda", "size": 10**10}],
+        "filesystem": [{"id": "root", "device": "0x1", "type": "ext4"}],
+    } | change
+    text = tomli_w.dumps(document).encode()
+    return text.rstrip(b"\n") + b"\n\n[checksum]\nsha256 = \"" + sif._digest(text).encode() + b"\"\n"
