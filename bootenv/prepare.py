@@ -157,15 +157,25 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> I
     log(f"Preparing set {set.id} of {set.host} in {destination.path}")
     with sources(set.layout) as found:
         yield from write_backup(destination.path, found, (REPAIR, sif))
-    yield from verify_backup(destination.path)
-    if read_first(destination.path) != sif:
-        raise DamagedBackup(f"{destination.path.name} was written, but reads back differently.",
-                            hint="Check the destination's disk, and prepare the set again.", untouched="")
+    yield from _read_back(destination.path, sif)
     repair = ROOT / REPAIR
     repair.parent.mkdir(parents=True, exist_ok=True)
     repair.write_bytes(sif)
     repair.chmod(0o600)
     return set
+
+
+def _read_back(path: Path, sif: bytes) -> Iterator[Event]:
+    """Every file against its checksum. Raises DamagedBackup, and removes what would look like a backup."""
+    damaged = 0
+    for event in verify_backup(path):
+        damaged += isinstance(event, Difference)
+        yield event
+    if damaged or read_first(path) != sif:
+        path.unlink()
+        raise DamagedBackup(f"{path.name} was written, but reads back differently in {damaged or 1} files.",
+                            hint="Check the destination's disk, and prepare the set again.",
+                            untouched="The damaged backup was removed.")
 
 
 def write_disk(set: AsrSet, place: str) -> Iterator[Event]:
