@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,13 +143,13 @@ def destination(survey: Survey, place: str) -> Destination:
     return Destination(path, reference, free, tuple(warnings))
 
 
-def select(survey: Survey) -> Iterator[Event]:
+def select(survey: Survey) -> Generator[Event, None, Selection]:
     """Counts what will be backed up; returns the Selection."""
     with sources(survey.draft.layout) as found:
         return (yield from backup.select(found))
 
 
-def prepare(survey: Survey, destination: Destination, selection: Selection) -> Iterator[Event]:
+def prepare(survey: Survey, destination: Destination, selection: Selection) -> Generator[Event, None, AsrSet]:
     """Writes the backup, reads it back, keeps the machine's own copy of asr.sif; returns the AsrSet."""
     reference = replace(destination.reference, files=selection.files, bytes=selection.bytes)
     set = replace(survey.draft, id=new_id(), created=now(), backup=reference)
@@ -221,7 +221,7 @@ def _volume(folder: Path) -> dict[str, str]:
     text = run(("findmnt", "--json", "--target", str(folder), "--output", "TARGET,SOURCE,FSTYPE,UUID,LABEL"))
     row = json.loads(text)["filesystems"][-1]
     point = row["target"]
-    if ROOT != Path("/"):
+    if str(ROOT) != "/":
         point = point.removeprefix(str(ROOT)) or "/"
     source = re.sub(r"\[.*\]$", "", row["source"])
     if not row["uuid"] and source.startswith("/dev/"):

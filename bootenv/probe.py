@@ -138,9 +138,7 @@ _ERRORS = {"Continue": "continue", "Remount read-only": "remount-ro", "Panic": "
 
 def parse_ext(text: str) -> dict[str, Setting]:
     """What mke2fs and tune2fs need to make an ext2, ext3 or ext4 file system like the one of dumpe2fs -h."""
-    head = dict(
-        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
-    )
+    head = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
     # States of a mounted file system, not features that it was made with.
     features = [f for f in head["Filesystem features"].split() if f not in ("needs_recovery", "orphan_present")]
     options = head.get("Default mount options", "(none)")

@@ -24,7 +24,7 @@ from typing import Any
 import tomli_w
 
 from .errors import DamagedSif, NewerSchema
-from .layout import Disk, Filesystem, Layout, Mount, Partition
+from .layout import EMPTY, Disk, Filesystem, Layout, Mount, Partition
 
 SIGNATURE = "Automated System Recovery"
 SCHEMA = 1
@@ -61,7 +61,7 @@ class AsrSet:
     architecture: str = ""
     firmware: str = "bios"             # "bios" or "uefi"
     memory: int = 0                    # bytes
-    layout: Layout = Layout()
+    layout: Layout = EMPTY
     backup: BackupReference = BackupReference()
     extra: Mapping[str, Any] = field(default_factory=dict)
 

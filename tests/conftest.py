@@ -1,6 +1,7 @@
 """What all tests share: no real command below the level of disks, a log that goes nowhere, recorded machines."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -49,8 +50,6 @@ def replay(monkeypatch):
 @pytest.fixture
 def golden(request):
     """Compares text with a file; ASR_UPDATE_GOLDENS=1 writes the file instead, to be read before it is committed."""
-    import os
-
     def check(path: Path, text: str) -> None:
         if os.environ.get("ASR_UPDATE_GOLDENS"):
             path.write_text(text)

@@ -113,7 +113,8 @@ def numbers(disk: str) -> list[int]:
 
 
 def shell(*argv: str, stdin: str = "", check: bool = True) -> str:
-    return subprocess.run(argv, input=stdin, text=True, check=check, stdout=subprocess.PIPE, stderr=None if check else subprocess.DEVNULL).stdout
+    errors = None if check else subprocess.DEVNULL
+    return subprocess.run(argv, input=stdin, text=True, check=check, stdout=subprocess.PIPE, stderr=errors).stdout
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_a_blank_disk_is_no_asr_disk(drives, floppy):
 def test_a_damaged_state_file_is_said_to_be_damaged(drives, floppy, damage):
     write_asr_disk(floppy, {"asr.sif": damage(SIF)})
     drives(floppy)
-    with pytest.raises(DamagedSif, match="ASR.SIF is damaged"):
+    with pytest.raises(DamagedSif, match=r"ASR\.SIF is damaged"):
         find_asr_disk()
 
 
@@ -108,5 +108,5 @@ def test_two_sets_are_not_guessed_between(drives, floppy, tmp_path):
     other = str(tmp_path / "other.img")
     write_asr_disk(other, {"asr.sif": write_sif(replace(SET, id=new_id(), host="other"))})
     drives(floppy, other)
-    with pytest.raises(OtherSet, match="host of .* and other of"):
+    with pytest.raises(OtherSet, match=r"host of .* and other of"):
         find_asr_disk()

@@ -36,8 +36,8 @@ def run_in_uml(module: str, argument: str, disks: list[Path], seconds: int = 120
                                      module=module, argument=argument))
         init.chmod(0o755)
         console = subprocess.run(
-            ("linux.uml", "mem=384M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", "quiet", "panic=-1",
-             "con=null", "con0=null,fd:1", f"uml_dir={folder}", f"umid={init.parent.name}",
+            ("linux.uml", "mem=384M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}",
+             "quiet", "panic=-1", "con=null", "con0=null,fd:1", f"uml_dir={folder}", f"umid={init.parent.name}",
              *(f"ubd{number}={disk}" for number, disk in enumerate(disks))),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
             env={**os.environ, "TMPDIR": folder},
