@@ -1,0 +1,570 @@
+"""The backup file NAME.tar.zst: frames, their descriptions, the index; written once, read from either end.
+
+The format, for whoever writes another reader. Integers in binary are little-endian; places are bytes from the start.
+
+    file        = frame description frame description ... index index tail
+    frame       = one zstd frame with content size and content checksum
+    description = a skippable zstd frame: "ASRFRAME", then a zstd frame of one frame record
+    index       = a skippable zstd frame: "ASRINDEX", u64 length of the table, the table, the members
+    tail        = a skippable zstd frame of 36 bytes: "ASR-TAIL", u64 place of the first index, u64 of the second,
+                  u64 bytes of one index, u32 CRC-32 of the 32 bytes before it
+
+zstd skips what is skippable, so that the frames together are one standard pax tar: `tar --zstd -xf` reads it
+(add `--xattrs --xattrs-include='*' --acls --numeric-owner`). Skippable frames have the magic 0x184D2A5A here.
+
+Every frame is a whole number of tar members, so that each can be read alone. A file too large for a frame has frames
+of its own: the first ("m") with its header, the following ("+") with nothing but what comes next of its stored bytes.
+
+A frame record is text that ends with NUL, its fields parted by a blank:
+
+    SEQ KIND PLACE PACKED SIZE CHECKSUM AT FILES PATH
+    SEQ       0, 1, 2, ... in the order of the file
+    KIND      m members; + more of the file whose header is in the last "m" before it; h hard links, to be made when
+              everything before is there; d directories once more, to be given their times when nothing is made any more
+    PLACE PACKED SIZE     where the zstd frame begins, its bytes, its bytes unpacked
+    CHECKSUM  the zstd frame's content checksum (its last four bytes), 8 hex digits
+    AT        "+": how many of the member's stored bytes come before this frame; else 0
+    FILES     members that begin in it and aren't directories
+    PATH      "+": the member's path, in the description only
+
+Descriptions come after their frame: with PACKED, one that is found by its signature gives the frame before it, even
+where bytes are missing, so a file without its end is read up to its last whole frame.
+
+The index's table is one or more zstd frames (with checksums) of all frame records. The members are zstd frames, too,
+of text: "=SEQ", then a record for each member in that frame ("d" frames have none, for their members are repeated),
+each ended by NUL:
+
+    KIND OFFSET HEAD CRC STORED SHA256 SIZE PATH
+    KIND      f file, d directory, l symlink, h hard link, c b devices, p fifo; "+": a "+" frame's part of a file
+    OFFSET HEAD           where in the unpacked frame its headers begin, and their bytes (with a map of holes)
+    CRC       CRC-32 of these headers, 8 hex digits
+    STORED    bytes of content in this frame, after the headers
+    SHA256    of these; "-" where there are none
+    SIZE      the file's bytes as a program reads them
+    PATH      any bytes but NUL
+
+Volumes NAME.001, NAME.002, ... joined are the same file.
+"""
+
+import errno
+import os
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+
+import zstandard
+
+from bootenv.errors import BackupNotFound, DamagedBackup, DestinationFull, DestinationRefused
+
+SKIPPABLE = 0x184D2A5A
+FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
+MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
+_TAIL_SIZE = 8 + 36
+_CHUNK = 2**20                 # of index text under one checksum
+
+
+class Frame(NamedTuple):
+    """A frame ready to be written, and what the index is to say of it."""
+
+    kind: str
+    packed: bytes
+    size: int
+    files: int
+    records: bytes             # the members, each ended by NUL
+    at: int = 0
+    path: bytes = b""
+
+
+class Place(NamedTuple):
+    """A frame record: where a frame of a backup lies."""
+
+    seq: int
+    kind: str
+    place: int
+    packed: int
+    size: int
+    checksum: int
+    at: int
+    files: int
+    path: bytes
+
+
+class Record(NamedTuple):
+    """A member record of the index."""
+
+    kind: str
+    offset: int
+    head: int
+    crc: int
+    stored: int
+    sha256: str
+    size: int
+    path: bytes
+
+
+class DamagedFrame(Exception):
+    """A frame isn't what its checksum says."""
+
+
+@lru_cache(maxsize=1)
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+
+
+def pack(data: bytes, level: int) -> bytes:
+    return _compressor(level).compress(data)
+
+
+def unpack(packed: bytes, place: Place) -> bytes:
+    """The content of a frame. Raises DamagedFrame unless it is, to the last bit, what was written."""
+    if len(packed) != place.packed or int.from_bytes(packed[-4:], "little") != place.checksum:
+        raise DamagedFrame
+    try:
+        if zstandard.frame_content_size(packed) != place.size or place.size > MAX_FRAME:
+            raise DamagedFrame
+        return _decompressor().decompress(packed)
+    except zstandard.ZstdError as error:
+        raise DamagedFrame from error
+
+
+def salvage(packed: bytes, place: Place) -> bytes:
+    """What a damaged frame still unpacks to; any byte of it may be wrong, and the end may be missing."""
+    stream = _decompressor().decompressobj()
+    pieces = []
+    size = 0
+    # Small bites: a call that fails gives nothing of what it had already unpacked. The checksum is the last bite.
+    cuts = [*range(0, max(len(packed) - 4, 0), 1024), max(len(packed) - 4, 0), len(packed)]
+    try:
+        for start, end in pairwise(cuts):
+            pieces.append(stream.decompress(packed[start:end]))
+            size += len(pieces[-1])
+            if size > place.size or stream.eof:
+                break
+    except zstandard.ZstdError:
+        pass                                   # as far as it goes is what was asked for
+    return b"".join(pieces)[:place.size]
+
+
+@lru_cache(maxsize=1)
+def _decompressor() -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor()
+
+
+def _unpack_chunks(data: bytes) -> Iterator[bytes]:
+    """zstd frames end to end, each unpacked. Raises ZstdError at the first that is damaged."""
+    while data:
+        stream = _decompressor().decompressobj()
+        yield stream.decompress(data)
+        if not stream.eof:
+            raise zstandard.ZstdError("cut off")
+        data = stream.unused_data
+
+
+def _skippable(*parts: bytes) -> bytes:
+    return struct.pack("<II", SKIPPABLE, sum(map(len, parts))) + b"".join(parts)
+
+
+def _frame_record(place: Place) -> bytes:
+    return b"%d %b %d %d %d %08x %d %d %b\0" % (
+        place.seq, place.kind.encode(), place.place, place.packed, place.size, place.checksum, place.at, place.files,
+        place.path)
+
+
+def _parse_frame_record(text: bytes) -> Place:
+    seq, kind, place, packed, size, checksum, at, files, path = text.split(b" ", 8)
+    return Place(int(seq), kind.decode(), int(place), int(packed), int(size), int(checksum, 16), int(at), int(files),
+                 path)
+
+
+def member_record(kind: str, offset: int, head: bytes, stored: int, sha256: str, size: int, path: bytes) -> bytes:
+    return b"%b %d %d %08x %d %b %d %b\0" % (
+        kind.encode(), offset, len(head), zlib.crc32(head), stored, sha256.encode(), size, path)
+
+
+def _parse_member_record(text: bytes) -> Record:
+    kind, offset, head, crc, stored, sha256, size, path = text.split(b" ", 7)
+    return Record(kind.decode(), int(offset), int(head), int(crc, 16), int(stored), sha256.decode(), int(size), path)
+
+
+# Writing
+
+class Output:
+    """Where a backup is written: NAME.part, renamed to NAME when it is whole, or NAME.001.part, ... for volumes.
+
+    Something that is no regular file (a pipe, a terminal, /dev/stdout) is written to as it is. Volumes are begun by
+    themselves where the file system holds no larger file. Raises DestinationFull, DestinationRefused.
+    """
+
+    def __init__(self, destination: Path, volume_size: int = 0):
+        self.destination = destination
+        self.volume_size = volume_size
+        self.written = 0
+        self.parts: list[Path] = []            # the temporary names, in order
+        self._here = 0                         # bytes in the newest volume
+        self._fd = -1
+        try:
+            if destination.exists() and not destination.is_file():
+                self._fd = os.open(destination, os.O_WRONLY | os.O_CLOEXEC)
+            else:
+                self._begin(self._volume(1) if volume_size else destination)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def inode(self) -> tuple[int, int]:
+        """Device and inode of what is being written, so that a backup of its own place leaves it out."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
+    def write(self, *pieces: bytes) -> None:
+        try:
+            for piece in pieces:
+                self._write(memoryview(piece))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def commit(self) -> None:
+        """Give what is written its name, once it is safely on the disk."""
+        try:
+            if self.parts:
+                os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            # The first volume last: a set without it doesn't look whole.
+            for part in reversed(self.parts):
+                part.rename(part.with_suffix(""))
+            if self.parts:
+                _fsync_directory(self.destination.parent)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.parts = []
+
+    def abort(self) -> None:
+        """Remove what isn't whole; after commit() there is nothing to remove."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        for part in self.parts:
+            with suppress(OSError):            # a destination that is gone: what went wrong first is what matters
+                part.unlink(missing_ok=True)
+        self.parts = []
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            room = self.volume_size - self._here if self.volume_size else len(data)
+            if not room:
+                self._next_volume()
+                continue
+            try:
+                count = os.write(self._fd, data[:room])
+            except OSError as error:
+                if error.errno != errno.EFBIG or not self._here or not self.parts:
+                    raise
+                self.volume_size = self.volume_size or self._here
+                self._next_volume()
+                continue
+            self._here += count
+            self.written += count
+            data = data[count:]
+
+    def _next_volume(self) -> None:
+        if len(self.parts) == 1 and self.parts[0] == _part(self.destination):
+            first = _part(self._volume(1))
+            self.parts[0].rename(first)
+            self.parts[0] = first
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        self._begin(self._volume(len(self.parts) + 1))
+
+    def _begin(self, name: Path) -> None:
+        part = _part(name)
+        self._fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.parts.append(part)
+        self._here = 0
+
+    def _volume(self, number: int) -> Path:
+        return self.destination.with_name(f"{self.destination.name}.{number:03d}")
+
+    def _failure(self, error: OSError) -> DestinationFull | DestinationRefused:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DestinationFull(f"{self.destination.parent} is full: the backup does not fit.",
+                                   hint="Make room there, or choose another place for the backup.")
+        return DestinationRefused(f"{self.destination} cannot be written: {os.strerror(error.errno or errno.EIO)}.",
+                                  hint="Check the place for the backup and its cable or network, then try again.")
+
+
+def _part(name: Path) -> Path:
+    return name.with_name(name.name + ".part")
+
+
+def _fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Writer:
+    """Frames to an Output, and the index to its end.
+
+    The index waits in unnamed temporary files, compressed: at two million files it would not fit into the memory
+    that the whole engine may take.
+    """
+
+    def __init__(self, output: Output):
+        self._output = output
+        self._table = Spool()
+        self._members = Spool()
+        self._seq = 0
+
+    def add(self, frame: Frame) -> None:
+        place = Place(self._seq, frame.kind, self._output.written, len(frame.packed), frame.size,
+                      int.from_bytes(frame.packed[-4:], "little"), frame.at, frame.files, frame.path)
+        self._output.write(frame.packed, _skippable(FRAME, pack(_frame_record(place), 1)))
+        self._table.add(_frame_record(place._replace(path=b"")))
+        if frame.records:
+            self._members.add(b"=%d\0%b" % (self._seq, frame.records))
+        self._seq += 1
+
+    def finish(self) -> None:
+        table, members = self._table.flush(), self._members.flush()
+        length = 8 + 8 + table + members
+        places = []
+        for _ in range(2):
+            places.append(self._output.written)
+            self._output.write(struct.pack("<II", SKIPPABLE, length), INDEX, struct.pack("<Q", table))
+            for spool in (self._table, self._members):
+                for piece in spool.packed():
+                    self._output.write(piece)
+        tail = TAIL + struct.pack("<QQQ", *places, 8 + length)
+        self._output.write(_skippable(tail, struct.pack("<I", zlib.crc32(tail))))
+
+
+class Spool:
+    """Bytes that wait in an unnamed temporary file, in zstd frames of about 1 MiB."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="asr-")       # noqa: SIM115 - it lives as long as the Spool
+        self._pending: list[bytes] = []
+        self._size = 0
+        self.flushed = 0                       # bytes that are in the file
+
+    def add(self, data: bytes) -> None:
+        self._pending.append(data)
+        self._size += len(data)
+        if self._size >= _CHUNK:
+            self.flush()
+
+    def flush(self) -> int:
+        """All that was added is in the file; its bytes."""
+        if self._size:
+            self.flushed += self._file.write(pack(b"".join(self._pending), 3))
+            self._pending, self._size = [], 0
+        return self.flushed
+
+    def packed(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        while piece := self._file.read(_CHUNK):
+            yield piece
+
+    def unpacked(self) -> Iterator[bytes]:
+        """What was added, in pieces that each are the whole of one or more of those added."""
+        self.flush()
+        self._file.seek(0)
+        data = b""
+        while data or self._file.tell() < self.flushed:
+            data += self._file.read(_CHUNK)
+            stream = _decompressor().decompressobj()
+            pieces = [stream.decompress(data)]
+            while not stream.eof:
+                pieces.append(stream.decompress(self._file.read(_CHUNK)))
+            data = stream.unused_data
+            yield b"".join(pieces)
+
+
+# Reading
+
+class Volumes:
+    """A backup's bytes, be they in one file or in volumes. A missing volume reads as zeros, which no frame is."""
+
+    def __init__(self, path: Path):
+        """Raises BackupNotFound."""
+        self._parts: list[tuple[int, int, int]] = []       # where it begins, its size, its descriptor or -1
+        paths = _volume_paths(path)
+        sizes = [p.stat().st_size if p.exists() else None for p in paths]
+        full = max((s for s in sizes if s is not None), default=0)
+        start = 0
+        for volume, size in zip(paths, sizes, strict=True):
+            fd = os.open(volume, os.O_RDONLY | os.O_CLOEXEC) if size is not None else -1
+            self._parts.append((start, full if size is None else size, fd))
+            start += full if size is None else size
+        self.missing = [p.name for p, s in zip(paths, sizes, strict=True) if s is None]
+        self.size = start
+
+    def read(self, place: int, size: int) -> bytes:
+        """Bytes at a place; fewer at the end; zeros where the medium gives an error."""
+        pieces = []
+        for start, length, fd in self._parts:
+            if start < place + size and place < start + length:
+                begin = max(place, start)
+                count = min(place + size, start + length) - begin
+                pieces.append(_pread(fd, count, begin - start))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        for _, _, fd in self._parts:
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    if fd < 0:
+        return bytes(count)
+    data = b""
+    while len(data) < count:
+        try:
+            piece = os.pread(fd, count - len(data), offset + len(data))
+        except OSError:
+            piece = bytes(min(4096, count - len(data)))    # a bad sector costs its frame and no more
+        if not piece:
+            break
+        data = data + piece if data else piece
+    return data
+
+
+def _volume_paths(path: Path) -> list[Path]:
+    if path.is_file():
+        if not re.search(r"\.\d{3,}$", path.name):
+            return [path]
+        path = path.with_suffix("")
+    found = {int(p.suffix[1:]): p for p in path.parent.glob(_glob_escape(path.name) + ".*")
+             if re.fullmatch(r"\.\d{3,}", p.suffix)}
+    if not found:
+        raise BackupNotFound(f"There is no backup at {path}.", hint="Connect the disk that holds the backup.")
+    return [found.get(n, path.with_name(f"{path.name}.{n:03d}")) for n in range(1, max(found) + 1)]
+
+
+def _glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+class Index:
+    """What a backup says of its frames and members, from the index or, without one, from the frames themselves.
+
+    `whole` is False where the index is lost: then there are no member records, and the frames are those found.
+    Raises DamagedBackup if there is neither.
+    """
+
+    def __init__(self, volumes: Volumes):
+        self._volumes = volumes
+        self._place = self._find()
+        self.whole = self._place >= 0
+        if not self.whole and next(self._scan(), None) is None:
+            raise DamagedBackup("Nothing in the backup can be read.", hint="Use another backup of this computer.")
+
+    def frames(self) -> Iterator[Place]:
+        """Every frame, in the order of the file."""
+        if not self.whole:
+            yield from self._scan()
+            return
+        table, _ = self._parts(self._place)
+        for text in self._chunks(table):
+            yield from map(_parse_frame_record, text.split(b"\0")[:-1])
+
+    def members(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, list[Record]]]:
+        """Each frame's members, by its number; of the frames wanted, or all."""
+        if not self.whole:
+            return
+        _, members = self._parts(self._place)
+        for text in self._chunks(members):
+            for group in text[1:].split(b"\0="):
+                head, _, rest = group.partition(b"\0")
+                if wanted is None or int(head) in wanted:
+                    yield int(head), [_parse_member_record(r) for r in rest.split(b"\0") if r]
+
+    def _find(self) -> int:
+        """The place of an index that is whole, -1 if there is none."""
+        for place in self._candidates():
+            try:
+                for part in self._parts(place):
+                    for _ in self._chunks(part):
+                        pass
+            except (zstandard.ZstdError, ValueError, struct.error):
+                continue
+            return place
+        return -1
+
+    def _candidates(self) -> Iterator[int]:
+        size = self._volumes.size
+        tail = self._volumes.read(max(size - _TAIL_SIZE, 0), _TAIL_SIZE)
+        if tail[8:16] == TAIL and struct.unpack_from("<I", tail, 40)[0] == zlib.crc32(tail[8:40]):
+            first, second, _ = struct.unpack_from("<QQQ", tail, 16)
+            yield from (first, second)
+        else:
+            yield from (place for place, _ in self._search(INDEX))
+
+    def _parts(self, place: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(place, bytes) of an index's table and of its members."""
+        head = self._volumes.read(place, 24)
+        magic, length, signature, table = struct.unpack("<II8sQ", head)
+        members = length - 16 - table
+        if magic != SKIPPABLE or signature != INDEX or members < 0 or place + 8 + length > self._volumes.size:
+            raise ValueError("not an index")
+        return (place + 24, table), (place + 24 + table, members)
+
+    def _chunks(self, part: tuple[int, int]) -> Iterator[bytes]:
+        place, left = part
+        data = b""
+        while left or data:
+            stream = _decompressor().decompressobj()
+            pieces = []
+            while not stream.eof:
+                if not data:
+                    if not left:
+                        raise zstandard.ZstdError("cut off")
+                    data = self._volumes.read(place, min(left, _CHUNK))
+                    place += len(data)
+                    left -= len(data) or left
+                pieces.append(stream.decompress(data))
+                data = stream.unused_data
+            yield b"".join(pieces)
+
+    def _search(self, signature: bytes) -> Iterator[tuple[int, int]]:
+        """(place, bytes) of the skippable frames with this signature."""
+        place, step = 0, 8 * 2**20
+        while place < self._volumes.size:
+            data = self._volumes.read(place, step + 16)
+            at = data.find(signature, 8)
+            while at >= 0:
+                magic, length = struct.unpack_from("<II", data, at - 8)
+                if magic == SKIPPABLE:
+                    yield place + at - 8, 8 + length
+                at = data.find(signature, at + 1)
+            place += step
+
+    def _scan(self) -> Iterator[Place]:
+        """The frames by their descriptions: what is left when the index is lost."""
+        last = -1
+        for place, size in self._search(FRAME):
+            try:
+                text = b"".join(_unpack_chunks(self._volumes.read(place + 16, min(size, 2**17) - 16)))
+                frame = _parse_frame_record(text.removesuffix(b"\0"))
+            except (zstandard.ZstdError, ValueError):
+                continue
+            if place > last:                   # one that lies where two searches overlap is found twice
+                last = place
+                yield frame._replace(place=place - frame.packed)

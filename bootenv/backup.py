@@ -1,0 +1,707 @@
+"""The backup: a system's files in one file, and back. What it looks like is in archive.py.
+
+Worker processes read, compress, unpack and write (collect.py, extract.py); this is what they are told to do, in which
+order, and what becomes of it. No layout, ASR disk or root is needed: any tree can be packed and extracted.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import zstandard
+
+from bootenv.archive import Frame, Index, Output, Place, Record, Spool, Volumes, Writer, pack
+from bootenv.collect import (
+    BATCH,
+    CHANGED,
+    PIECE,
+    Batch,
+    Collector,
+    Reading,
+    Tree,
+    changed,
+    extents_of,
+    flags_of,
+    open_file,
+    unread,
+    xattrs_of,
+)
+from bootenv.crew import Crew, Message, Task
+from bootenv.directories import Directories, allow_depth
+from bootenv.errors import DamagedBackup, DestinationFull, TargetNotMounted
+from bootenv.events import Difference, Event, Progress
+from bootenv.extract import DAMAGED, MALFORMED, Extractor, is_wanted
+from bootenv.member import Member, Placement, decode, encode, from_stat
+
+LEVEL = 1
+_FIRST_MOST = 64 * 2**20       # the first member is small; a reader that believed any size could be made to run out
+_SECONDS_BETWEEN = 0.1         # of Progress
+
+# Kinds of file systems with nothing on them that is the machine's to keep, and those that keep no owners or modes.
+_PSEUDO = frozenset((
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fusectl", "hugetlbfs", "mqueue", "nsfs", "overlay", "proc", "pstore", "ramfs", "rpc_pipefs", "securityfs",
+    "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"))
+_FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
+
+_ITSELF = "It is the backup that was being made."
+_SWAP = "A swap file is made anew; what is in it is not kept."
+_NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
+_OTHER = "Another file system is mounted there; it is not in this backup."
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file system to back up, mounted at a directory, and its path in the backup ("" for /, "home")."""
+
+    directory: str | bytes | Path
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What there is to back up."""
+
+    files: int                 # all but directories, each name of a hard link
+    bytes: int                 # of content that is to be stored
+
+
+class _Pace:
+    """Tells when the next Progress is due."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _SECONDS_BETWEEN
+        return True
+
+
+# Counting
+
+def select(sources: Sequence[Source], *, exclude: Sequence[str] = ()) -> Generator[Progress, None, Selection]:
+    """Count what write_backup() would store of the sources; returns the Selection."""
+    reading = _reading(sources, b"", {}, exclude)
+    excluded = reading.excluded()
+    pace = _Pace()
+    files = size = 0
+    seen: set[tuple[int, int]] = set()
+    for tree, status, name in _walk(reading, excluded):
+        files += 1
+        if status.st_nlink < 2 or (status.st_dev, status.st_ino) not in seen:
+            size += min(status.st_size, status.st_blocks * 512)
+        if status.st_nlink > 1:
+            seen.add((status.st_dev, status.st_ino))
+        if pace.due():
+            yield Progress("Counting files...", done=size, item=os.fsdecode(tree.name(name)), files=files)
+    yield Progress("Counting files...", done=size, total=size, files=files, total_files=files)
+    return Selection(files, size)
+
+
+def _walk(reading: Reading, excluded) -> Iterator[tuple[Tree, os.stat_result, bytes]]:
+    """Everything in the trees but directories, and what can't be read."""
+    allow_depth()
+    for tree in reading.trees:
+        directories = Directories(tree.directory)
+        stack = [b""]
+        while stack:
+            path = stack.pop()
+            try:
+                with os.scandir(directories.open(path)) as listing:
+                    for entry in listing:
+                        name = os.fsencode(entry.name)
+                        below = b"%b/%b" % (path, name) if path else name
+                        if excluded(tree.name(below)):
+                            continue
+                        if not entry.is_dir(follow_symlinks=False):
+                            yield tree, entry.stat(follow_symlinks=False), below
+                        elif tree.name(below) not in reading.mounts:
+                            stack.append(below)
+            except OSError:
+                continue                       # write_backup() names it
+        directories.close()
+
+
+def _reading(sources: Sequence[Source], first: bytes, left_out: dict[tuple[int, int], str],
+             exclude: Sequence[str]) -> Reading:
+    trees = tuple(Tree(os.path.realpath(os.fsencode(s.directory)), os.fsencode(s.prefix.strip("/"))) for s in sources)
+    mounts = frozenset(tree.name(path) for tree in trees for path, _ in _mounts_below(tree.directory))
+    return Reading(trees, first, mounts, left_out, tuple(exclude))
+
+
+def _mounts_below(directory: bytes) -> Iterator[tuple[bytes, str]]:
+    """Mount points below a directory, relative to it, and their kinds of file system.
+
+    Device numbers wouldn't do: each subvolume of a btrfs has its own.
+    """
+    above = directory.rstrip(b"/") + b"/"
+    for point, kind, _ in _mounts():
+        if point.startswith(above) and point != above:
+            yield point[len(above):], kind
+
+
+def _mounts() -> Iterator[tuple[bytes, str, int]]:
+    """Mount points of this process, their kind and device. proc(5), mountinfo; blanks in names are octal."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields = line.split(b" ")
+            major, _, minor = fields[2].partition(b":")
+            point = fields[4]
+            for code in (b"040", b"011", b"012", b"134"):
+                point = point.replace(b"\\" + code, bytes((int(code, 8),)))
+            yield point, fields[fields.index(b"-") + 1].decode(), os.makedev(int(major), int(minor))
+
+
+def _swap_files() -> Iterator[tuple[int, int]]:
+    with open("/proc/swaps") as lines:
+        for line in list(lines)[1:]:
+            path, kind = line.split()[:2]
+            if kind == "file":
+                try:
+                    status = os.stat(path.encode().decode("unicode_escape"))
+                except OSError:
+                    continue                   # as another mount namespace names it
+                yield status.st_dev, status.st_ino
+
+
+# Writing
+
+def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str, bytes] | None = None, *,
+                 selection: Selection | None = None, exclude: Sequence[str] = (), level: int = LEVEL,
+                 volume_size: int = 0, workers: int | None = None) -> Iterator[Event]:
+    """Back up the sources to one file, or to volumes of volume_size bytes (NAME.001, ...).
+
+    first: name and content of a member to be the very first; what lies at its path in the sources is left out.
+    selection: what select() counted, for the progress. exclude: fnmatch patterns on paths in the backup; "*" takes
+    "/", too. The backup has its name only when it is whole. Files that can't be read as they were are Differences.
+    Raises DestinationFull, DestinationRefused.
+    """
+    output = Output(destination, volume_size)
+    try:
+        left_out = dict.fromkeys(_swap_files(), _SWAP) | {output.inode(): _ITSELF}
+        reading = _reading(sources, os.fsencode(first[0]) if first else b"", left_out, exclude)
+        yield from _mounted_elsewhere(reading)
+        setup = ([(t.directory, t.prefix) for t in reading.trees], reading.first, reading.mounts, left_out,
+                 reading.exclude)
+        with Crew("bootenv.collect:work", setup, workers) as crew:
+            yield from _Writing(reading, crew, Writer(output), selection or Selection(0, 0), level).events(first)
+        output.commit()
+    finally:
+        output.abort()
+
+
+def _mounted_elsewhere(reading: Reading) -> Iterator[Difference]:
+    prefixes = {tree.prefix for tree in reading.trees}
+    for tree in reading.trees:
+        for path, kind in _mounts_below(tree.directory):
+            if kind not in _PSEUDO and tree.name(path) not in prefixes:
+                yield Difference(os.fsdecode(tree.name(path)), _OTHER)
+
+
+class _Large(NamedTuple):
+    """A large file while it is read: its descriptor stays open, so that what is read is one file."""
+
+    fd: int
+    status: os.stat_result
+    archived: bytes
+
+
+class _Writing:
+    """One backup under way.
+
+    Its order is what a plain tar needs: whatever fits into a frame as it comes, then the large files, each in one
+    run, then hard links, whose files must be there, then the directories' times.
+    """
+
+    def __init__(self, reading: Reading, crew: Crew, writer: Writer, selection: Selection, level: int):
+        self._reading = reading
+        self._crew = crew
+        self._writer = writer
+        self._selection = selection
+        self._level = level
+        self._pace = _Pace()
+        self._files = self._bytes = 0
+        self._unanswered = 0
+        self._directories: list[tuple[int, bytes]] = [(n, b"") for n in reversed(range(len(reading.trees)))]
+        self._tasks: deque[Task] = deque()
+        self._large: list[tuple[int, bytes]] = []
+        self._seen: dict[tuple[int, int], list] = {}       # path in the backup, and names still to come
+        self._links = Spool()
+        self._again = Spool()
+        self._lost: set[bytes] = set()
+        self._ends: dict[int, _Large] = {}     # by the number of a large file's last piece
+        self._held: dict[int, Message] = {}    # pieces that came before their turn
+        self._next = 0                         # the piece to be written next
+        self._unread: list[Difference] = []    # large files that couldn't be opened
+        self._told = b""                       # the large file of which a difference was told
+
+    def events(self, first: tuple[str, bytes] | None) -> Iterator[Event]:
+        if first:
+            self._writer.add(_first_frame(*first))
+        for value, block in self._crew.run(self._walking()):
+            yield from self._take(value, block)
+        for value, block in self._crew.each(("flush", self._level)):
+            yield from self._take(value, block)
+        for value, block in self._crew.run(self._pieces()):
+            yield from self._take_piece(value, block)
+        yield from self._unread
+        yield from self._add_links()
+        self._add_directories()
+        self._writer.finish()
+        yield Progress("Backing up files...", self._bytes, self._bytes, "", "", self._files, self._files)
+
+    # Small files
+
+    def _walking(self) -> Iterator[Task | None]:
+        while self._tasks or self._directories or self._unanswered:
+            if self._tasks:
+                self._unanswered += 1
+                yield self._tasks.popleft()
+            elif self._directories:
+                self._unanswered += 1
+                yield self._walk_task()
+            else:
+                yield None
+
+    def _walk_task(self) -> Task:
+        # The newest first: that keeps neighbours together and the list short. A share of what is there, so that
+        # no worker is left with all of the rest.
+        tree, path = self._directories.pop()
+        paths = [path]
+        share = len(self._directories) // (4 * len(self._crew))
+        while len(paths) < min(share, 32) and self._directories[-1][0] == tree:
+            paths.append(self._directories.pop()[1])
+        return ("walk", self._level, tree, paths)
+
+    def _take(self, value: tuple, block: bytes) -> Iterator[Event]:
+        kind, *rest = value
+        if kind == "frame":
+            size, item, unpacked, files, records = rest
+            self._writer.add(Frame("m", block, unpacked, files, records))
+            self._files += files
+            self._bytes += size
+            yield from self._progress(item)
+        elif kind == "again":
+            self._again.add(block)
+        else:
+            self._unanswered -= 1
+            tree, directories, names, linked, large, lost, differences = rest
+            self._directories += [(tree, path) for path in directories]
+            self._tasks += [("names", self._level, tree, path, more) for path, more in names]
+            self._large += [(tree, path) for path in large]
+            self._lost.update(lost)
+            for link in linked:
+                self._linked(tree, *link)
+            for path, why in differences:
+                yield Difference(os.fsdecode(path), why)
+
+    def _linked(self, tree: int, path: bytes, device: int, inode: int, names: int, size: int) -> None:
+        """The first name of a file is the file, the others are links to it."""
+        archived = self._reading.trees[tree].name(path)
+        seen = self._seen.get((device, inode))
+        if seen is None:
+            self._seen[device, inode] = [archived, names - 1]
+            if size > PIECE:
+                self._large.append((tree, path))
+            else:
+                self._tasks.append(("file", self._level, tree, path))
+            return
+        self._links.add(b"%d\0%b\0%b\0" % (tree, path, seen[0]))
+        seen[1] -= 1
+        if not seen[1]:
+            del self._seen[device, inode]      # all its names have come by
+
+    def _progress(self, item: bytes) -> Iterator[Progress]:
+        if self._pace.due():
+            yield Progress("Backing up files...", self._bytes, max(self._selection.bytes, self._bytes),
+                           os.fsdecode(item), "", self._files, max(self._selection.files, self._files))
+
+    # Large files
+
+    def _pieces(self) -> Iterator[Task | None]:
+        number = 0
+        for tree, path in self._large:
+            archived = self._reading.trees[tree].name(path)
+            try:
+                large, member = self._open_large(tree, path, archived)
+            except OSError as error:
+                self._lost.add(archived)
+                self._unread.append(Difference(os.fsdecode(archived), unread(error)))
+                continue
+            placement = Placement(member)
+            source = b"/proc/%d/fd/%d" % (os.getpid(), large.fd)
+            for at in range(0, max(placement.stored, 1), PIECE):
+                end = min(at + PIECE, placement.stored)
+                last = end == placement.stored
+                if last:
+                    self._ends[number] = large
+                while number - self._next > 4 * len(self._crew):
+                    yield None                 # one is late: don't fill the memory with those behind it
+                yield ("piece", self._level, number, source, b"" if at else encode(member),
+                       placement.between(at, end), at, member.size, last, archived)
+                number += 1
+
+    def _open_large(self, tree: int, path: bytes, archived: bytes) -> tuple[_Large, Member]:
+        parent, _, name = path.rpartition(b"/")
+        directories = Directories(self._reading.trees[tree].directory)
+        try:
+            fd = open_file(name, directories.open(parent))
+        finally:
+            directories.close()
+        status = os.fstat(fd)
+        member = from_stat(archived, status)._replace(
+            xattrs=xattrs_of(fd), flags=flags_of(fd), extents=extents_of(fd, status))
+        return _Large(fd, status, archived), member
+
+    def _take_piece(self, value: tuple, block: bytes) -> Iterator[Event]:
+        """Write the pieces in their order."""
+        self._held[value[1]] = value, block
+        while self._next in self._held:
+            (_, *rest), block = self._held.pop(self._next)
+            yield from self._write_piece(block, *rest)
+            self._next += 1
+
+    def _write_piece(self, block: bytes, number: int, why: str, stored: int, size: int, record: bytes, at: int,
+                     archived: bytes) -> Iterator[Event]:
+        self._writer.add(Frame("+" if at else "m", block, size, 0 if at else 1, record, at, archived if at else b""))
+        self._bytes += stored
+        self._files += not at
+        large = self._ends.pop(number, None)
+        if large:
+            if changed(large.status, os.fstat(large.fd)):
+                why = why or CHANGED
+            os.close(large.fd)
+        if why and archived != self._told:
+            self._told = archived
+            yield Difference(os.fsdecode(archived), why)
+        yield from self._progress(archived)
+
+    # What comes last
+
+    def _add_links(self) -> Iterator[Event]:
+        collector = Collector(self._reading)
+        batch = Batch("h")
+        instead: dict[bytes, bytes] = {}       # a file that was lost, and the name that it was read by after all
+        for tree, path, target in _triples(self._links):
+            archived = self._reading.trees[tree].name(path)
+            if target in self._lost and target not in instead:
+                before = len(self._lost)
+                for value, block in (*collector(("file", self._level, tree, path)), *collector(("flush", self._level))):
+                    yield from self._take(value, block)
+                if len(self._lost) == before:
+                    instead[target] = archived
+                continue
+            batch.add(Member(archived, "h", link=instead.get(target, target)))
+            self._files += 1
+            if batch.size >= BATCH:
+                self._writer.add(batch.frame(self._level))
+        if batch.size:
+            self._writer.add(batch.frame(self._level))
+
+    def _add_directories(self) -> None:
+        for data in self._again.unpacked():
+            self._writer.add(Frame("d", pack(data, self._level), len(data), 0, b""))
+
+
+def _triples(spool: Spool) -> Iterator[tuple[int, bytes, bytes]]:
+    for text in spool.unpacked():
+        fields = iter(text.split(b"\0")[:-1])
+        for tree, path, target in zip(fields, fields, fields, strict=True):
+            yield int(tree), path, target
+
+
+def _first_frame(name: str, content: bytes) -> Frame:
+    batch = Batch()
+    now = time.time_ns()
+    batch.add(Member(os.fsencode(name), "f", 0o600, mtime=now, atime=now, size=len(content)), content)
+    return batch.frame(LEVEL)
+
+
+# Reading
+
+def read_first(path: Path) -> bytes:
+    """Content of the first member, from the first frame alone. Raises BackupNotFound, DamagedBackup."""
+    with Volumes(path) as volumes:
+        # A stream: the frame's end is not known yet, and the content can't be believed to be small.
+        stream = zstandard.ZstdDecompressor().decompressobj()
+        data, place = b"", 0
+        try:
+            while not stream.eof and len(data) < _FIRST_MOST and place < volumes.size:
+                data += stream.decompress(volumes.read(place, 4096))
+                place += 4096
+            member, at = decode(memoryview(data), 0)
+        except (zstandard.ZstdError, *MALFORMED) as error:
+            raise _damaged_first(path) from error
+        if not stream.eof or member.kind != "f" or len(data) < at + member.size:
+            raise _damaged_first(path)
+        return data[at:at + member.size]
+
+
+def _damaged_first(path: Path) -> DamagedBackup:
+    return DamagedBackup(f"The beginning of {path} is damaged or is no backup.",
+                         hint="Choose another backup, or read this one with the ASR disk's state file.")
+
+
+def list_backup(path: Path) -> Iterator[Record]:
+    """What a backup holds, in its order; directories and the beginnings of files, without reading them.
+
+    Raises BackupNotFound, DamagedBackup (also when the index is lost: restoring finds what is there).
+    """
+    with Volumes(path) as volumes:
+        index = Index(volumes)
+        if not index.whole:
+            raise DamagedBackup("The backup's index is lost, so it can't be listed.",
+                                hint="What is left of the backup can be restored.")
+        for _, records in index.members():
+            yield from (record for record in records if record.kind != "+")
+
+
+def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
+    """Read every frame and every file and compare with their checksums; what is lost is a Difference.
+
+    Raises BackupNotFound, DamagedBackup.
+    """
+    with Volumes(path) as volumes:
+        index = Index(volumes)
+        yield from _whole(volumes, index)
+        total = sum(place.size for place in index.frames())
+        total_files = sum(place.files for place in index.frames())
+        done = files = 0
+        pace = _Pace()
+        with Crew("bootenv.extract:check", (str(path),), workers) as crew:
+            for (_, place, whole, lost, item), _ in crew.run(_with_records(index)):
+                place = Place(*place)
+                done += place.size
+                files += place.files
+                for name in lost:
+                    yield Difference(os.fsdecode(name), "It is damaged in the backup.")
+                if not whole and not lost:
+                    yield Difference(f"frame {place.seq}", _damage_without_loss(place, index))
+                if pace.due():
+                    yield Progress("Verifying the backup...", done, total, os.fsdecode(item), "", files, total_files)
+        yield Progress("Verifying the backup...", done, total, "", "", files, total_files)
+
+
+def _with_records(index: Index) -> Iterator[Task | None]:
+    members = index.members()
+    seq, records = next(members, (-1, []))
+    for place in index.frames():
+        if place.seq == seq:
+            yield (tuple(place), [tuple(r) for r in records])
+            seq, records = next(members, (-1, []))
+        else:
+            yield (tuple(place), [])
+
+
+def _damage_without_loss(place: Place, index: Index) -> str:
+    if place.kind == "d":
+        return "It is damaged, and holds directories' owners and times once more; the first ones will do."
+    if not index.whole:
+        return _NAMELESS
+    return "It is damaged where no file is, and directories come once more."
+
+
+def _whole(volumes: Volumes, index: Index) -> Iterator[Difference]:
+    """What is missing of the backup as a whole."""
+    for name in volumes.missing:
+        yield Difference(name, "This volume of the backup is missing.")
+    if index.whole:
+        return
+    yield Difference("the backup's index", "It is lost or cut off. What follows the last whole frame is lost.")
+    expected = 0
+    for place in index.frames():
+        if place.seq != expected:
+            yield Difference(f"frames {expected} to {place.seq - 1}", _NAMELESS)
+        expected = place.seq + 1
+
+
+# Restoring
+
+def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anywhere: bool = False,
+                   workers: int | None = None) -> Iterator[Event]:
+    """Make the backup's files, or only those paths and what is below them, in the target directory.
+
+    What stands in a file's place is replaced; running it again after an interruption gives the same result. What is
+    damaged or can't be made is a Difference and costs nothing else. Raises TargetNotMounted unless the target is a
+    mount point or `anywhere` says that any directory will do; DestinationFull when the target is full; BackupNotFound,
+    DamagedBackup (nothing can be read).
+    """
+    if not anywhere and not os.path.ismount(target):
+        raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
+    with Volumes(path) as volumes:
+        index = Index(volumes)
+        yield from _whole(volumes, index)
+        wanted = tuple(os.fsencode(name.strip("/")) for name in only)
+        devices = frozenset(device for _, kind, device in _mounts() if kind in _FOREIGN)
+        directory = os.fsencode(target)
+        extractor = Extractor(None, directory, devices, wanted)
+        with Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
+            yield from _Restoring(index, crew, extractor, wanted).events()
+
+
+@dataclass
+class _Growing:
+    """A large file while its pieces are restored."""
+
+    member: Member
+    placement: Placement
+    left: int                  # stored bytes still to come
+    damaged: bool = False
+
+
+class _Restoring:
+    """One restore under way: members, hard links, directories' own data, flags that forbid changes."""
+
+    def __init__(self, index: Index, crew: Crew, extractor: Extractor, only: tuple[bytes, ...]):
+        self._index = index
+        self._crew = crew
+        self._extractor = extractor
+        self._pace = _Pace()
+        self._wanted = _frames_of(index, only) if only and index.whole else None
+        self._total = sum(place.size for place in self._frames("m+h"))
+        self._total_files = sum(place.files for place in self._frames("m+h"))
+        self._done = self._files = 0
+        self._unanswered: set[int] = set()     # frames in work
+        self._growing: dict[int, _Growing] = {}            # by the number of their first frame
+        self._heads: dict[bytes, int] = {}     # a large file's path, and that number
+        self._damaged: dict[int, Place] = {}
+        self._flags: list[tuple[bytes, str]] = []
+
+    def events(self) -> Iterator[Event]:
+        if not self._only_root():
+            yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
+        for value, _ in self._crew.run(self._members()):
+            yield from self._take(value)
+        yield from self._save_damaged()
+        yield from self._give_up_incomplete()
+        for value, _ in self._crew.run(("frame", tuple(place), None) for place in self._frames("h")):
+            yield from self._take(value)
+        yield from self._save_damaged()
+        yield from self._finish_directories()
+        for path, letters in self._flags:
+            self._extractor.forbid(path, letters)
+        yield from self._own_differences()
+        yield Progress("Restoring files...", self._total, self._total, "", "", self._total_files, self._total_files)
+
+    @staticmethod
+    def _only_root() -> bool:
+        return os.geteuid() == 0
+
+    def _frames(self, kinds: str) -> Iterator[Place]:
+        for place in self._index.frames():
+            if place.kind in kinds and (self._wanted is None or place.seq in self._wanted or place.kind == "d"):
+                yield place
+
+    def _members(self) -> Iterator[Task | None]:
+        """Frames in the order of the file; a large file's pieces once it is made."""
+        head = -1
+        for place in self._frames("m+"):
+            if place.kind == "m":
+                head = place.seq
+                self._unanswered.add(head)
+                yield ("frame", tuple(place), None)
+                continue
+            while head in self._unanswered:
+                yield None
+            growing = self._growing.get(head)
+            # Without an index a frame may be missing, and then this is the piece of some other file.
+            if growing and place.path in (b"", growing.member.path):
+                end = min(place.at + place.size, growing.placement.stored)
+                yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
+
+    def _take(self, value: tuple) -> Iterator[Event]:
+        if value[0] == "full":
+            raise DestinationFull("The target is full: not all files fit.", untouched="",
+                                  hint="Recover to larger disks.")
+        _, kind, place, item, large, damaged, differences, flags = value
+        place = Place(*place)
+        self._flags += flags
+        for path, why in differences:
+            yield Difference(os.fsdecode(path), why)
+        self._done += place.size if kind != "directories" else 0
+        self._files += place.files
+        if damaged:
+            self._damaged[place.seq] = place
+        if large:
+            self._begin(place, Member(*large))
+        if kind == "piece":
+            self._grow(place, item, damaged)
+        self._unanswered.discard(place.seq)
+        yield from self._own_differences()
+        if self._pace.due():
+            yield Progress("Restoring files...", self._done, self._total, os.fsdecode(item), "", self._files,
+                           self._total_files)
+
+    def _own_differences(self) -> Iterator[Difference]:
+        for path, why in self._extractor.differences:
+            yield Difference(os.fsdecode(path), why)
+        self._flags += self._extractor.flags
+        self._extractor.differences, self._extractor.flags = [], []
+
+    # Large files
+
+    def _begin(self, place: Place, member: Member) -> None:
+        placement = Placement(member)
+        head = place.size - len(encode(member))
+        self._growing[place.seq] = _Growing(member, placement, placement.stored - head)
+        self._heads[member.path] = place.seq
+
+    def _grow(self, place: Place, path: bytes, damaged: bool) -> None:
+        seq = self._heads[path]
+        growing = self._growing[seq]
+        growing.left -= min(place.size, growing.placement.stored - place.at)
+        growing.damaged |= damaged
+        if not growing.left and not growing.damaged:
+            self._extractor.finish(growing.member)
+            del self._growing[seq], self._heads[path]
+
+    def _give_up_incomplete(self) -> Iterator[Event]:
+        for growing in self._growing.values():
+            self._extractor.remove(growing.member.path)
+            yield Difference(os.fsdecode(growing.member.path), DAMAGED)
+        self._growing.clear()
+
+    # Damage
+
+    def _save_damaged(self) -> Iterator[Event]:
+        """From damaged frames, the members that the index proves to be right."""
+        damaged, self._damaged = self._damaged, {}
+        if not damaged:
+            return
+        if not self._index.whole:
+            for seq in damaged:
+                yield Difference(f"frame {seq}", _NAMELESS)
+            return
+        tasks = (("frame", tuple(damaged[seq]), [tuple(r) for r in records])
+                 for seq, records in self._index.members(damaged) if damaged[seq].kind != "+")
+        for value, _ in self._crew.run(tasks):
+            yield from self._take(value)
+
+    def _finish_directories(self) -> Iterator[Event]:
+        """From the frames that repeat the directories; where one of these is lost, from the first ones as well."""
+        for kinds in ("d", "m", "d"):
+            self._damaged = {}
+            for value, _ in self._crew.run(("directories", tuple(place)) for place in self._frames(kinds)):
+                yield from self._take(value)
+            if kinds == "d" and self._index.whole and not self._damaged:
+                return
+            if kinds == "m":
+                yield from self._unfinished_directories()
+
+    def _unfinished_directories(self) -> Iterator[Difference]:
+        for _, records in self._index.members(self._damaged):
+            for record in records:
+                if record.kind == "d":
+                    yield Difference(os.fsdecode(record.path), "Its owner, mode and times are damaged in the backup.")
+
+
+def _frames_of(index: Index, only: tuple[bytes, ...]) -> set[int]:
+    """The frames that hold these paths, or what is below them."""
+    return {seq for seq, records in index.members() if any(is_wanted(r.path, only) for r in records)}

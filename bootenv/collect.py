@@ -1,0 +1,438 @@
+"""A live file system read into frames: what the backup's worker processes do.
+
+Everything goes through directory descriptors, a file is opened once, and what is kept of it comes from that
+descriptor: a name that is replaced meanwhile can't mix two files. What goes wrong with a file is a difference and
+costs that file alone.
+"""
+
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from bootenv.archive import Frame, member_record, pack
+from bootenv.crew import Message
+from bootenv.directories import Directories, allow_depth
+from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, from_stat, padding
+
+BATCH = 2**20                  # members are gathered to this size, so that damage is bounded
+PIECE = 4 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
+MANY = 2000                    # names of a directory that one worker takes; the rest is for all of them
+MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are stored as zeros
+
+VANISHED = "It vanished while the backup was made."
+CHANGED = "It changed while it was read; the backup holds what was read."
+REPLACED = "It was replaced by something else while the backup was made."
+SOCKET = "A socket is made anew by its program; it is not in the backup."
+
+# O_NONBLOCK: a name that becomes a fifo must not stop the backup. O_NOATIME: reading must leave no trace.
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16        # FS_IOC_GETFLAGS is _IOR('f', 1, long)
+_KEPT_FLAGS = sum(FLAGS.values())
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One file system to be read."""
+
+    directory: bytes           # where it is mounted
+    prefix: bytes              # its path in the backup, b"" for the root
+
+    def name(self, path: bytes) -> bytes:
+        """The path in the backup of a path below the directory."""
+        return b"%b/%b" % (self.prefix, path) if self.prefix and path else self.prefix or path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all workers of one backup are told: all plain values, for they cross to other processes."""
+
+    trees: tuple[Tree, ...]
+    first: bytes                                       # path in the backup of the caller's member, b"" for none
+    mounts: frozenset[bytes]                           # paths in the backup where another file system begins
+    left_out: Mapping[tuple[int, int], str]            # device and inode, and why: the backup itself, swap files
+    exclude: tuple[str, ...] = ()                      # patterns of fnmatch on the path in the backup
+
+    def excluded(self) -> Callable[[bytes], bool]:
+        """Is this path in the backup left out by its name?"""
+        if not self.exclude:
+            return lambda path: path == self.first
+        pattern = re.compile("|".join(map(fnmatch.translate, self.exclude)))
+        return lambda path: path == self.first or pattern.match(os.fsdecode(path)) is not None
+
+
+# Looking at one file
+
+def open_file(name: bytes, directory: int) -> int:
+    try:
+        return os.open(name, _OPEN | os.O_NOATIME, dir_fd=directory)
+    except PermissionError:                    # O_NOATIME is for the owner and root
+        return os.open(name, _OPEN, dir_fd=directory)
+
+
+def xattrs_of(file: int | bytes) -> tuple[tuple[str, bytes], ...]:
+    """Every extended attribute that can be read, ACLs among them; of a descriptor, or of a path not followed."""
+    follow = isinstance(file, int)
+    try:
+        names = os.listxattr(file, follow_symlinks=follow)
+    except OSError:                            # the file system has none
+        return ()
+    found = []
+    for name in sorted(names):
+        try:
+            found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
+        except OSError:                        # removed meanwhile, or not for this user to read
+            continue
+    return tuple(found)
+
+
+def flags_of(fd: int) -> str:
+    try:
+        bits = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, b"\0" * 8)[:4], "little") & _KEPT_FLAGS
+    except OSError:                            # the file system has none
+        return ""
+    return "".join(letter for letter, bit in FLAGS.items() if bits & bit) if bits else ""
+
+
+def extents_of(fd: int, status: os.stat_result) -> tuple[Extent, ...] | None:
+    """Where a file's data lie, ending with its size as GNU tar wants it; None if it has no holes."""
+    size = status.st_size
+    if status.st_blocks * 512 >= size:
+        return None
+    extents: list[Extent] = []
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:     # nothing but a hole up to the end
+                break
+            return None
+        if start < at:
+            extents.append((start, at - start))
+    if extents == [(0, size)]:
+        return None
+    extents = _fewer(extents)
+    if not extents or sum(extents[-1]) < size:
+        extents.append((size, 0))
+    return tuple(extents)
+
+
+def _fewer(extents: list[Extent]) -> list[Extent]:
+    least = 4096
+    while len(extents) > MOST_EXTENTS:
+        least *= 2
+        joined = [extents[0]]
+        for start, length in extents[1:]:
+            before, size = joined[-1]
+            if start - before - size < least:
+                joined[-1] = (before, start + length - before)
+            else:
+                joined.append((start, length))
+        extents = joined
+    return extents
+
+
+def read_range(fd: int, offset: int, length: int) -> tuple[bytes, str]:
+    """Exactly so many bytes, zeros for those that can't be had, and why some can't ("" if none)."""
+    why = ""
+    pieces = []
+    end = offset + length
+    while offset < end:
+        try:
+            # After an error block by block, so that a bad sector costs itself and no more.
+            piece = os.pread(fd, min(end - offset, BLOCK * 8) if why else end - offset, offset)
+        except OSError as error:
+            why = f"Not all of it can be read ({os.strerror(error.errno or errno.EIO)}); zeros are in its place."
+            piece = bytes(min(end - offset, BLOCK * 8 - offset % (BLOCK * 8)))
+        if not piece:                          # it shrank
+            pieces.append(bytes(end - offset))
+            return b"".join(pieces), why or CHANGED
+        pieces.append(piece)
+        offset += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces), why
+
+
+def unread(error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        return VANISHED
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+        return REPLACED
+    return f"It cannot be read: {os.strerror(error.errno or errno.EIO)}."
+
+
+def changed(before: os.stat_result, after: os.stat_result) -> bool:
+    return before.st_mtime_ns != after.st_mtime_ns or before.st_size != after.st_size
+
+
+# Members gathered into a frame
+
+class Batch:
+    """Members on their way into one frame."""
+
+    def __init__(self, kind: str = "m") -> None:
+        self._kind = kind
+        self._clear()
+
+    def _clear(self) -> None:
+        self._parts: list[bytes] = []
+        self._records: list[bytes] = []
+        self.size = 0
+        self.files = 0
+        self.bytes = 0
+        self.item = b""
+
+    def add(self, member: Member, content: bytes = b"") -> bytes:
+        """Returns the member's headers."""
+        head = encode(member)
+        digest = hashlib.sha256(content).hexdigest() if content else "-"
+        self._records.append(
+            member_record(member.kind, self.size, head, len(content), digest, member.size, member.path))
+        fill = padding(len(content))
+        self._parts += (head, content, bytes(fill)) if content else (head,)
+        self.size += len(head) + len(content) + fill
+        self.files += member.kind != "d"
+        self.bytes += len(content)
+        self.item = member.path
+        return head
+
+    def frame(self, level: int) -> Frame:
+        """What was gathered, and begin anew."""
+        data = b"".join(self._parts)
+        frame = Frame(self._kind, pack(data, level), len(data), self.files, b"".join(self._records))
+        self._clear()
+        return frame
+
+
+# The worker
+
+@dataclass
+class Found:
+    """What one task came upon that isn't for this worker alone to deal with."""
+
+    directories: list[bytes]
+    names: list[tuple[bytes, bytes]]           # a directory and more of its names, joined by NUL
+    linked: list[tuple[bytes, int, int, int, int]]     # path, device, inode, links, size: has several names
+    large: list[bytes]                         # more than a frame holds
+    lost: list[bytes]                          # several names, and this one can't be read
+    differences: list[tuple[bytes, str]]
+
+
+class Collector:
+    """Reads directories of the trees into frames, as the tasks of backup.write_backup ask.
+
+    Tasks, each with the level to compress at: ("walk", level, tree, directories), ("names", level, tree, directory,
+    names), ("file", level, tree, path) for one with several names, ("piece", ...) and ("flush", level).
+    """
+
+    def __init__(self, reading: Reading):
+        allow_depth()
+        self._trees = reading.trees
+        self._excluded = reading.excluded()
+        self._left_out = reading.left_out
+        self._mounts = reading.mounts
+        self._prefixes = {tree.prefix for tree in reading.trees}
+        self._directories = [Directories(tree.directory) for tree in reading.trees]
+        self._batch = Batch()
+        self._again: list[bytes] = []          # headers of directories, to be repeated at the end
+        self._found = Found([], [], [], [], [], [])
+        self._piece_of: tuple[bytes, int] = (b"", -1)
+
+    def __call__(self, task: tuple) -> Iterator[Message]:
+        kind, level, *rest = task
+        if kind == "piece":
+            yield from self._piece(level, *rest)
+            return
+        if kind == "flush":
+            yield from self._flush(level)
+            return
+        self._found = Found([], [], [], [], [], [])
+        if kind == "walk":
+            for _ in self._walk(*rest):
+                yield from self._full(level)
+        elif kind == "names":
+            for _ in self._names(*rest):
+                yield from self._full(level)
+        else:
+            self._one(*rest)
+            yield from self._full(level)
+        yield ("found", rest[0], *vars(self._found).values()), b""
+
+    def _full(self, level: int) -> Iterator[Message]:
+        if self._batch.size >= BATCH:
+            yield from self._flush(level)
+
+    def _flush(self, level: int) -> Iterator[Message]:
+        if self._batch.size:
+            size, item = self._batch.bytes, self._batch.item
+            frame = self._batch.frame(level)
+            yield ("frame", size, item, frame.size, frame.files, frame.records), frame.packed
+        if self._again:
+            yield ("again",), b"".join(self._again)
+            self._again = []
+
+    def _walk(self, tree: int, paths: list[bytes]) -> Iterator[None]:
+        for path in paths:
+            name = self._trees[tree].name(path)
+            try:
+                directory = self._directories[tree].open(path)
+                self._directory(directory, name, path)
+                if path and name in self._mounts:
+                    continue                   # an empty directory here, whatever is mounted there
+                with os.scandir(directory) as listing:
+                    # In the order of inodes, which on a disk is the order of what is to be read.
+                    entries = sorted((entry.inode(), os.fsencode(entry.name), _type(entry)) for entry in listing)
+            except OSError as error:
+                self._differs(name, unread(error))
+                continue
+            for start in range(MANY, len(entries), MANY):
+                self._found.names.append((path, b"\0".join(e[1] for e in entries[start:start + MANY])))
+            for _, entry, kind in entries[:MANY]:
+                self._entry(tree, directory, path, entry, kind)
+                yield
+
+    def _names(self, tree: int, path: bytes, names: bytes) -> Iterator[None]:
+        for name in names.split(b"\0"):
+            try:
+                directory = self._directories[tree].open(path)
+            except OSError as error:
+                self._differs(self._trees[tree].name(path), unread(error))
+                return
+            self._entry(tree, directory, path, name, "?")
+            yield
+
+    def _one(self, tree: int, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        before = len(self._found.differences)
+        try:
+            directory = self._directories[tree].open(parent)
+        except OSError as error:
+            self._differs(self._trees[tree].name(path), unread(error))
+        else:
+            self._entry(tree, directory, parent, name, "?", alone=False)
+        if any(why != CHANGED for _, why in self._found.differences[before:]):
+            self._found.lost.append(self._trees[tree].name(path))
+
+    def _directory(self, fd: int, name: bytes, path: bytes) -> None:
+        member = from_stat(name, os.fstat(fd))._replace(xattrs=xattrs_of(fd), flags=flags_of(fd))
+        head = self._batch.add(member)
+        # Where another tree goes, its own root is what the directory is like once that is mounted.
+        if not path or name not in self._prefixes:
+            self._again.append(head)
+
+    def _entry(self, tree: int, directory: int, parent: bytes, name: bytes, kind: str, alone: bool = True) -> None:
+        """alone: several names make it one for the main process, which knows the names that others found."""
+        path = b"%b/%b" % (parent, name) if parent else name
+        member = self._trees[tree].name(path)
+        if self._excluded(member):
+            return
+        try:
+            if kind == "?":
+                kind = from_stat(b"", os.lstat(name, dir_fd=directory)).kind
+            if kind == "d":
+                self._found.directories.append(path)
+            elif kind == "f":
+                self._file(directory, name, path, member, alone)
+            else:
+                self._special(directory, name, path, member, alone)
+        except OSError as error:
+            self._differs(member, unread(error))
+
+    def _file(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
+        fd = open_file(name, directory)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                self._differs(archived, REPLACED)
+            elif self._elsewhere(status, path, archived, alone):
+                pass
+            elif status.st_size > PIECE:
+                self._found.large.append(path)
+            else:
+                self._small(fd, status, archived)
+        finally:
+            os.close(fd)
+
+    def _elsewhere(self, status: os.stat_result, path: bytes, archived: bytes, alone: bool) -> bool:
+        """Is it left out, or the main process's to deal with?"""
+        why = self._left_out.get((status.st_dev, status.st_ino))
+        if why:
+            self._differs(archived, why)
+            return True
+        if alone and status.st_nlink > 1:
+            self._found.linked.append((path, status.st_dev, status.st_ino, status.st_nlink, status.st_size))
+            return True
+        return False
+
+    def _small(self, fd: int, status: os.stat_result, archived: bytes) -> None:
+        member = from_stat(archived, status)._replace(xattrs=xattrs_of(fd), flags=flags_of(fd))
+        size = status.st_size
+        if not size:
+            self._batch.add(member)
+            return
+        extents = extents_of(fd, status)
+        if extents is None:
+            content, why = read_range(fd, 0, size)
+        else:
+            member = member._replace(extents=extents)
+            content, why = read_extents(fd, extents)
+        if not why and changed(status, os.fstat(fd)):
+            why = CHANGED
+        if why:
+            self._differs(archived, why)
+        self._batch.add(member, content)
+
+    def _special(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
+        status = os.lstat(name, dir_fd=directory)
+        member = from_stat(archived, status)
+        if member.kind == "s":
+            self._differs(archived, SOCKET)
+        elif member.kind in "fd":
+            self._differs(archived, REPLACED)
+        elif not self._elsewhere(status, path, archived, alone):
+            link = os.readlink(name, dir_fd=directory) if member.kind == "l" else b""
+            # No descriptor of these can be had that would do for attributes.
+            xattrs = xattrs_of(b"/proc/self/fd/%d/%b" % (directory, name))
+            self._batch.add(member._replace(link=link, xattrs=xattrs))
+
+    def _piece(self, level: int, number: int, source: bytes, head: bytes, extents: list[Extent], at: int,
+               size: int, last: bool, archived: bytes) -> Iterator[Message]:
+        """One frame of a large file, through the descriptor that the main process has open."""
+        if self._piece_of[0] != source:
+            if self._piece_of[1] >= 0:
+                os.close(self._piece_of[1])
+            self._piece_of = (source, os.open(source, os.O_RDONLY | os.O_CLOEXEC))
+        content, why = read_extents(self._piece_of[1], extents)
+        record = member_record("f" if head else "+", 0, head, len(content), hashlib.sha256(content).hexdigest(),
+                               size, archived)
+        data = b"".join((head, content, bytes(padding(len(content))) if last else b""))
+        yield ("piece", number, why, len(content), len(data), record, at, archived), pack(data, level)
+
+    def _differs(self, path: bytes, why: str) -> None:
+        self._found.differences.append((path, why))
+
+
+def read_extents(fd: int, extents: list[Extent] | tuple[Extent, ...]) -> tuple[bytes, str]:
+    pieces = [read_range(fd, offset, length) for offset, length in extents if length]
+    return b"".join(data for data, _ in pieces), next((why for _, why in pieces if why), "")
+
+
+def _type(entry: os.DirEntry) -> str:
+    if entry.is_file(follow_symlinks=False):
+        return "f"
+    if entry.is_dir(follow_symlinks=False):
+        return "d"
+    return "l" if entry.is_symlink() else "?"
+
+
+def work(trees: list[tuple[bytes, bytes]], first: bytes, mounts: frozenset[bytes],
+         left_out: dict[tuple[int, int], str], exclude: tuple[str, ...]) -> Collector:
+    """Begin as a worker process; see crew."""
+    return Collector(Reading(tuple(Tree(*t) for t in trees), first, mounts, left_out, exclude))

@@ -1,0 +1,487 @@
+"""Frames made into files again: what the restore's worker processes do.
+
+Nothing is written outside the target: each name on the way is opened from its parent's descriptor and no symlink is
+followed. What an interrupted restore left is removed and made anew, so that the result is the same.
+
+The order within a file is the kernel's: chown clears capabilities and setuid, writing clears them too, ACLs change
+the mode's group bits, attributes can't be set on what is immutable. So: content, owner, mode, ACLs and other extended
+attributes, times; the flags that forbid changes only when every hard link is made.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bootenv.archive import DamagedFrame, Place, Record, Volumes, salvage, unpack
+from bootenv.crew import Message
+from bootenv.directories import Directories, allow_depth
+from bootenv.member import FLAGS, Extent, Member, Placement, decode, padding, stored_size
+
+MALFORMED = (ValueError, KeyError, struct.error, OverflowError)
+
+UNSAFE = "Its path leads out of the target; it was not restored."
+SYMLINK = "A symbolic link stands where one of its directories should be; it was not restored."
+DAMAGED = "It is damaged in the backup; it was not restored."
+NEEDS_ROOT = "Only root can make device nodes; it was not restored."
+
+_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16        # FS_IOC_GETFLAGS is _IOR('f', 1, long)
+_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
+# Copy-on-write and compression are a matter of how data are written, so they come first.
+_EARLY = "cmC"
+# These forbid the changes that restoring makes, links among them, so they come last.
+_LAST = "ia"
+_FORBID = FLAGS["i"] | FLAGS["a"]
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SPECIAL = 0o7000
+
+
+def is_wanted(path: bytes, only: Collection[bytes]) -> bool:
+    """Is it one of these paths, or below one?"""
+    return any(path == wanted or not wanted or path.startswith(wanted + b"/") for wanted in only)
+
+
+def is_safe(path: bytes) -> bool:
+    """Relative, and every part a name."""
+    return not path or (b"\0" not in path and {b"", b".", b".."}.isdisjoint(path.split(b"/")))
+
+
+class TargetDirectories(Directories):
+    """Directories of the target, made where they are missing, and open to changes.
+
+    A directory that an earlier restore finished would hand its group and default ACL on to what is made in it, or
+    forbid changes; its own header comes again at the end and puts all that back.
+    """
+
+    def __init__(self, root: bytes):
+        super().__init__(root)
+        self.finishing = False                 # True: their own headers come, so leave them as they are
+        _open_to_changes(self.open(b""))
+
+    def step(self, parent: int, name: bytes) -> int:
+        try:
+            fd = super().step(parent, name)
+        except FileNotFoundError:
+            with suppress(FileExistsError):    # another worker was faster
+                os.mkdir(name, 0o700, dir_fd=parent)
+            return super().step(parent, name)
+        if not self.finishing:
+            _open_to_changes(fd)
+        return fd
+
+
+def _open_to_changes(fd: int) -> None:
+    mode = os.fstat(fd).st_mode
+    allow_changes(fd)
+    try:
+        if mode & stat.S_ISGID:
+            os.fchmod(fd, stat.S_IMODE(mode) & ~stat.S_ISGID)
+        if "system.posix_acl_default" in os.listxattr(fd):
+            os.removexattr(fd, "system.posix_acl_default")
+    except OSError:
+        pass                                   # someone else's directory, which an ordinary user extracts into
+
+
+def allow_changes(fd: int) -> None:
+    """Clear immutable and append-only."""
+    try:
+        bits = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, b"\0" * 8)[:4], "little")
+        if bits & _FORBID:
+            fcntl.ioctl(fd, _SETFLAGS, (bits & ~_FORBID).to_bytes(8, "little"))
+    except OSError:
+        pass                                   # this file system has no flags
+
+
+class Extractor:
+    """Makes the members of frames in the target, as the tasks of backup.restore_backup ask.
+
+    Tasks: ("frame", place, records or None), ("piece", place, path, extents), ("directories", place).
+    """
+
+    def __init__(self, backup: Path | None, target: bytes, foreign: Collection[int], only: Collection[bytes]):
+        allow_depth()
+        os.umask(0)
+        self._volumes = Volumes(backup) if backup else None
+        self._directories = TargetDirectories(target)
+        self._foreign = foreign                # devices whose file systems keep no owners, modes or attributes
+        self._only = only
+        self._root = os.geteuid() == 0
+        self.differences: list[tuple[bytes, str]] = []
+        self.flags: list[tuple[bytes, str]] = []           # to be set when all is done
+
+    def __call__(self, task: tuple) -> Iterator[Message]:
+        kind, place, *rest = task
+        place = Place(*place)
+        item: bytes = b""
+        large: tuple = ()
+        damaged = False
+        try:
+            if kind == "piece":
+                item = rest[0]
+                self._piece(place, *rest)
+            elif kind == "directories":
+                self._again(place)
+            else:
+                item, large = self._frame(place, *rest)
+        except DamagedFrame:
+            damaged = True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            yield ("full",), b""
+        yield ("restored", kind, tuple(place), item, large, damaged, self.differences, self.flags), b""
+        self.differences, self.flags = [], []
+
+    def _read(self, place: Place) -> bytes:
+        assert self._volumes
+        return unpack(self._volumes.read(place.place, place.packed), place)
+
+    # A frame's members
+
+    def _frame(self, place: Place, records: list[tuple] | None) -> tuple[bytes, tuple]:
+        """The last path made, and what pieces are to be added to.
+
+        records: the index's, to save what a damaged frame still has; None for a frame believed to be whole.
+        """
+        item: bytes = b""
+        large: tuple = ()
+        members = self.members(self._read(place)) if records is None else self._saved(place, records)
+        for member, content in members:
+            if member.kind == "f" and stored_size(member) > len(content):
+                large = self._large(member, content)
+            else:
+                self.make(member, content)
+            item = member.path
+        return item, large
+
+    def members(self, data: bytes) -> Iterator[tuple[Member, memoryview]]:
+        """What a frame holds, of that which is wanted."""
+        view = memoryview(data)
+        at = 0
+        while at < len(view):
+            try:
+                member, at = decode(view, at)
+            except MALFORMED as error:
+                raise DamagedFrame from error
+            stored = stored_size(member)
+            if self._wanted(member.path):
+                yield member, view[at:at + stored]
+            at += stored + padding(stored)
+
+    def _saved(self, place: Place, records: list[tuple]) -> Iterator[tuple[Member, memoryview]]:
+        assert self._volumes
+        view = memoryview(salvage(self._volumes.read(place.place, place.packed), place))
+        for record in map(Record._make, records):
+            if not self._wanted(record.path):
+                continue
+            head, content = parts(record, view)
+            if is_intact(record, head, content):
+                yield decode(head, 0)[0], content
+            elif record.kind != "d":           # these come again
+                self._differs(record.path, DAMAGED)
+
+    def _wanted(self, path: bytes) -> bool:
+        return not self._only or is_wanted(path, self._only)
+
+    # One member
+
+    def make(self, member: Member, content: memoryview) -> None:
+        """Make it, whatever stands in its place; what goes wrong is a difference. Raises OSError (ENOSPC)."""
+        if not is_safe(member.path) or (member.kind == "h" and not (member.link and is_safe(member.link))):
+            self._differs(member.path, UNSAFE)
+            return
+        parent, _, name = member.path.rpartition(b"/")
+        try:
+            if member.kind == "d":
+                self._directories.open(member.path)
+                return
+            if member.kind == "h":
+                self._link(member)
+                return
+            directory = self._directories.open(parent)
+            if member.kind == "f":
+                self._file(directory, name, member, content)
+            else:
+                self._special(directory, name, member)
+        except OSError as error:
+            self._failed(member.path, error)
+
+    def _failed(self, path: bytes, error: OSError) -> None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise error                        # nothing after it would fit either: that ends the restore
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            self._differs(path, SYMLINK)
+        else:
+            self._differs(path, f"It could not be restored: {os.strerror(error.errno or errno.EIO)}.")
+
+    def _file(self, directory: int, name: bytes, member: Member, content: memoryview) -> None:
+        fd = self._create(directory, name, member)
+        try:
+            if member.extents is not None:
+                os.ftruncate(fd, member.size)
+                write_extents(fd, member.extents, content)
+            elif content:
+                _write(fd, content)
+            self._finish(fd, member)
+        finally:
+            os.close(fd)
+
+    def _create(self, directory: int, name: bytes, member: Member) -> int:
+        # With umask 0 the mode is final at once for most files. Secret ones are never open to others.
+        mode = member.mode & 0o777
+        try:
+            fd = os.open(name, _CREATE, mode, dir_fd=directory)
+        except (FileExistsError, IsADirectoryError):
+            self._remove(directory, name)
+            fd = os.open(name, _CREATE, mode, dir_fd=directory)
+        if any(flag in member.flags for flag in _EARLY):
+            self._set_flags(fd, member.path, "".join(f for f in member.flags if f in _EARLY))
+        return fd
+
+    def _large(self, member: Member, content: memoryview) -> tuple:
+        """The file and its first bytes; the pieces and finish() follow. Returns the member, () if it failed."""
+        before = len(self.differences)
+        self.make(member._replace(
+            extents=tuple(Placement(member).between(0, len(content))), xattrs=(),
+            flags="".join(flag for flag in member.flags if flag in _EARLY)), content)
+        return tuple(member) if len(self.differences) == before else ()
+
+    def _piece(self, place: Place, path: bytes, extents: Sequence[Extent]) -> None:
+        data = memoryview(self._read(place))
+        parent, _, name = path.rpartition(b"/")
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directories.open(parent))
+            try:
+                write_extents(fd, extents, data)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._failed(path, error)
+
+    def finish(self, member: Member) -> None:
+        """A large file's owner and the rest, once all its pieces are there."""
+        parent, _, name = member.path.rpartition(b"/")
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directories.open(parent))
+            try:
+                self._finish(fd, member)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._failed(member.path, error)
+
+    def remove(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        with suppress(OSError):                # it was never made
+            self._remove(self._directories.open(parent), name)
+
+    def _special(self, directory: int, name: bytes, member: Member) -> None:
+        try:
+            self._make_special(directory, name, member)
+        except FileExistsError:
+            self._remove(directory, name)
+            self._make_special(directory, name, member)
+        except PermissionError:
+            if member.kind in "cb" and not self._root:
+                self._differs(member.path, NEEDS_ROOT)
+                return
+            raise
+        if self._root and (member.uid or member.gid):
+            os.chown(name, member.uid, member.gid, dir_fd=directory, follow_symlinks=False)
+        if member.kind != "l" and member.mode & _SPECIAL:
+            os.chmod(name, member.mode, dir_fd=directory)      # ours, just made: no symlink
+        if member.xattrs:
+            self._set_xattrs(b"/proc/self/fd/%d/%b" % (directory, name), member)
+        os.utime(name, ns=(member.atime, member.mtime), dir_fd=directory, follow_symlinks=False)
+
+    def _make_special(self, directory: int, name: bytes, member: Member) -> None:
+        if member.kind == "l":
+            os.symlink(member.link, name, dir_fd=directory)
+        elif member.kind == "p":
+            os.mkfifo(name, member.mode & 0o777, dir_fd=directory)
+        else:
+            kind = stat.S_IFCHR if member.kind == "c" else stat.S_IFBLK
+            os.mknod(name, member.mode & 0o777 | kind, member.device, dir_fd=directory)
+
+    def _link(self, member: Member) -> None:
+        parent, _, name = member.path.rpartition(b"/")
+        to_parent, _, to_name = member.link.rpartition(b"/")
+        # Two directories at once: the stack of open ones has but one of them, so keep the first by a copy.
+        source = os.dup(self._directories.open(to_parent))
+        try:
+            directory = self._directories.open(parent)
+            try:
+                os.link(to_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+            except FileExistsError:
+                self._remove(directory, name)
+                os.link(to_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            self._differs(member.path, f"It is another name of {os.fsdecode(member.link)}, which was not restored.")
+        finally:
+            os.close(source)
+
+    def _remove(self, directory: int, name: bytes) -> None:
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=directory)   # only an empty one: no restore is to remove a tree
+        except PermissionError:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                allow_changes(fd)
+            finally:
+                os.close(fd)
+            os.unlink(name, dir_fd=directory)
+
+    # What is kept of a file beside its content
+
+    def _finish(self, fd: int, member: Member) -> None:
+        self._set_owner(fd, member)
+        if member.xattrs:
+            self._set_xattrs(fd, member)
+        os.utime(fd, ns=(member.atime, member.mtime))
+        if member.flags:
+            self._set_flags(fd, member.path, "".join(f for f in member.flags if f not in _LAST))
+            if any(f in member.flags for f in _LAST):
+                self.flags.append((member.path, member.flags))
+
+    def _set_owner(self, fd: int, member: Member, mode_is_set: bool = True) -> None:
+        try:
+            if self._root and (member.uid or member.gid or not mode_is_set):
+                os.fchown(fd, member.uid, member.gid)
+            if member.mode & _SPECIAL or not mode_is_set:
+                os.fchmod(fd, member.mode)
+        except PermissionError:
+            if not self._is_foreign(fd):
+                self._differs(member.path, "Its owner or mode could not be set.")
+
+    def _set_xattrs(self, file: int | bytes, member: Member) -> None:
+        for name, value in member.xattrs:
+            try:
+                os.setxattr(file, name, value, follow_symlinks=isinstance(file, int))
+            except OSError as error:
+                if not (isinstance(file, int) and self._is_foreign(file)):
+                    self._differs(member.path, f"{name} could not be set: {os.strerror(error.errno or errno.EIO)}.")
+
+    def _set_flags(self, fd: int, path: bytes, letters: str) -> None:
+        bits = sum(FLAGS.get(letter, 0) for letter in letters)
+        try:
+            present = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, b"\0" * 8)[:4], "little")
+            if bits & ~present:
+                fcntl.ioctl(fd, _SETFLAGS, (present | bits).to_bytes(8, "little"))
+        except OSError:
+            self._differs(path, f"Its attributes ({letters}, see chattr) could not be set.")
+
+    def _is_foreign(self, fd: int) -> bool:
+        return os.fstat(fd).st_dev in self._foreign
+
+    # Directories, at the end
+
+    def _again(self, place: Place) -> None:
+        """Owner, mode and the rest of the directories in a frame, whichever it is; only when nothing is made any
+        more, for each thing made changes its directory's time."""
+        self._directories.finishing = True
+        for member, _ in self.members(self._read(place)):
+            if member.kind == "d":
+                self.finish_directory(member)
+
+    def finish_directory(self, member: Member) -> None:
+        if not is_safe(member.path):
+            self._differs(member.path, UNSAFE)
+            return
+        try:
+            fd = os.dup(self._directories.open(member.path))
+            try:
+                self._set_owner(fd, member, mode_is_set=False)
+                if member.xattrs:
+                    self._set_xattrs(fd, member)
+                if member.flags:
+                    self._set_flags(fd, member.path, "".join(f for f in member.flags if f not in _LAST))
+                    if any(f in member.flags for f in _LAST):
+                        self.flags.append((member.path, member.flags))
+                os.utime(fd, ns=(member.atime, member.mtime))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._failed(member.path, error)
+
+    def forbid(self, path: bytes, letters: str) -> None:
+        """The last flags: immutable, append-only."""
+        self._directories.finishing = True
+        parent, _, name = path.rpartition(b"/")
+        try:
+            directory = self._directories.open(parent)
+            fd = os.open(name or b".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        except OSError as error:
+            self._failed(path, error)
+            return
+        try:
+            self._set_flags(fd, path, letters)
+        finally:
+            os.close(fd)
+
+    def _differs(self, path: bytes, why: str) -> None:
+        self.differences.append((path, why))
+
+
+def parts(record: Record, frame: memoryview) -> tuple[memoryview, memoryview]:
+    """A member's headers and content in its frame."""
+    content = record.offset + record.head
+    return frame[record.offset:content], frame[content:content + record.stored]
+
+
+def is_intact(record: Record, head: memoryview, content: memoryview) -> bool:
+    """Is this member, out of a damaged frame, what the index says of it?"""
+    if len(head) != record.head or len(content) != record.stored or zlib.crc32(head) != record.crc:
+        return False
+    return record.sha256 == "-" or hashlib.sha256(content).hexdigest() == record.sha256
+
+
+def write_extents(fd: int, extents: Sequence[Extent], data: memoryview) -> None:
+    at = 0
+    for offset, length in extents:
+        piece = data[at:at + length]
+        at += length
+        while piece:
+            count = os.pwrite(fd, piece, offset)
+            piece = piece[count:]
+            offset += count
+
+
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data):]
+
+
+class Checker:
+    """Reads frames against their checksums and members against theirs. Tasks: (place, records)."""
+
+    def __init__(self, backup: str):
+        self._volumes = Volumes(Path(backup))
+
+    def __call__(self, task: tuple) -> Iterator[Message]:
+        place = Place(*task[0])
+        records = list(map(Record._make, task[1]))
+        packed = self._volumes.read(place.place, place.packed)
+        try:
+            view, whole = memoryview(unpack(packed, place)), True
+        except DamagedFrame:
+            view, whole = memoryview(salvage(packed, place)), False
+        lost = [r.path for r in records if r.kind != "d" and not is_intact(r, *parts(r, view))]
+        yield ("checked", tuple(place), whole, lost, records[-1].path if records else b""), b""
+
+
+def check(backup: str) -> Checker:
+    """Begin to verify as a worker process; see crew."""
+    return Checker(backup)
+
+
+def work(backup: str, target: bytes, foreign: frozenset[int], only: tuple[bytes, ...]) -> Extractor:
+    """Begin to restore as a worker process; see crew."""
+    return Extractor(Path(backup), target, foreign, only)

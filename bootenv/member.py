@@ -1,0 +1,338 @@
+"""One member of the backup as tar blocks: pax headers of POSIX.1-2001 with the keys that GNU tar, star and bsdtar know.
+
+Where a key isn't in POSIX: SCHILY.acl.access and SCHILY.acl.default (ACLs as text, numeric ids), SCHILY.xattr.NAME
+(every other extended attribute, raw bytes), GNU.sparse.* 1.0 (holes), and one of our own, ASR.flags (the letters of
+lsattr). Names are bytes, times are integers in nanoseconds: floats and text lose some.
+"""
+
+import os
+import stat
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+BLOCK = 512
+
+# Letters of lsattr(1) for the FS_*_FL bits of linux/fs.h that can be set again. What a file system shows for
+# itself (extents, index, inline data, verity, encryption) is left out.
+FLAGS = {
+    "s": 0x1, "u": 0x2, "c": 0x4, "S": 0x8, "i": 0x10, "a": 0x20, "d": 0x40, "A": 0x80, "m": 0x400, "j": 0x4000,
+    "t": 0x8000, "D": 0x10000, "T": 0x20000, "C": 0x800000, "x": 0x2000000, "P": 0x20000000, "F": 0x40000000,
+}
+
+_TYPES = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6"}
+_KINDS = {code: kind for kind, code in _TYPES.items()}
+_USTAR = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+_ACLS = {"system.posix_acl_access": b"SCHILY.acl.access", "system.posix_acl_default": b"SCHILY.acl.default"}
+_ACL_NAMES = {key: name for name, key in _ACLS.items()}
+_ACL_TAGS = {0x01: b"user", 0x02: b"user", 0x04: b"group", 0x08: b"group", 0x10: b"mask", 0x20: b"other"}
+_MAX_OCTAL7, _MAX_OCTAL11 = 8**7, 8**11
+
+Extent = tuple[int, int]       # offset and length, bytes
+
+
+class Member(NamedTuple):
+    """A file, directory, link or special file and all that is kept of it but its content.
+
+    A NamedTuple: a frozen dataclass takes four times as long to make, and there is one for every file.
+    """
+
+    path: bytes                # relative, without a slash at either end; b"" is the tree's root
+    kind: str                  # f file, d directory, l symlink, h hard link, c and b devices, p fifo
+    mode: int = 0              # permission bits with setuid, setgid, sticky
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0             # ns since 1970, may be negative
+    atime: int = 0
+    size: int = 0              # bytes of content as a program reads them
+    link: bytes = b""          # what a symlink holds; the path in the archive that a hard link is another name of
+    device: int = 0            # st_rdev of c and b
+    xattrs: tuple[tuple[str, bytes], ...] = ()       # ACLs among them, as the kernel's system.posix_acl_*
+    flags: str = ""            # letters of FLAGS
+    extents: tuple[Extent, ...] | None = None        # where the data of a file with holes lie; None: no holes
+
+
+def from_stat(path: bytes, status: os.stat_result) -> Member:
+    """What stat knows; kind is "s" for a socket, which no archive can hold."""
+    mode = status.st_mode
+    kind = _STAT_KINDS.get(stat.S_IFMT(mode), "s")
+    return Member(path, kind, mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_atime_ns,
+                  status.st_size if kind == "f" else 0, device=status.st_rdev if kind in "cb" else 0)
+
+
+_STAT_KINDS = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l", stat.S_IFCHR: "c", stat.S_IFBLK: "b",
+               stat.S_IFIFO: "p"}
+
+
+def padding(size: int) -> int:
+    """Bytes that fill the last tar block."""
+    return -size % BLOCK
+
+
+def stored_size(member: Member) -> int:
+    """Bytes of content that follow encode()'s blocks, without the padding."""
+    if member.kind != "f":
+        return 0
+    return member.size if member.extents is None else sum(length for _, length in member.extents)
+
+
+def encode(member: Member) -> bytes:
+    """The blocks that stand before the member's content: pax header, ustar header and, with holes, their map."""
+    path = member.path
+    records = [_record(b"mtime", _time(member.mtime)), _record(b"atime", _time(member.atime))]
+    holes = b""
+    size = stored_size(member)
+    if member.kind == "d":
+        path = path + b"/" if path else b"./"
+    name = path
+    if member.extents is not None:
+        holes = _sparse_map(member.extents)
+        size += len(holes)
+        records += [_record(b"GNU.sparse.major", b"1"), _record(b"GNU.sparse.minor", b"0"),
+                    _record(b"GNU.sparse.name", path), _record(b"GNU.sparse.realsize", b"%d" % member.size)]
+        name = b"GNUSparseFile.0/" + path.rpartition(b"/")[2]       # the name that a reader without holes shows
+    elif len(path) >= 100:
+        records.append(_record(b"path", path))
+    if len(member.link) >= 100:
+        records.append(_record(b"linkpath", member.link))
+    if size >= _MAX_OCTAL11:
+        records.append(_record(b"size", b"%d" % size))
+    if member.uid >= _MAX_OCTAL7:
+        records.append(_record(b"uid", b"%d" % member.uid))
+    if member.gid >= _MAX_OCTAL7:
+        records.append(_record(b"gid", b"%d" % member.gid))
+    for key, value in member.xattrs:
+        records.append(_xattr_record(key, value))
+    if member.flags:
+        records.append(_record(b"ASR.flags", member.flags.encode()))
+    if not (path.isascii() and member.link.isascii()) and not (_is_utf8(path) and _is_utf8(member.link)):
+        records.insert(0, _record(b"hdrcharset", b"BINARY"))        # POSIX: the names that follow aren't UTF-8
+    pax = b"".join(records)
+    return b"".join((
+        _pax_header(len(pax)), pax, bytes(padding(len(pax))),
+        _ustar(name, _TYPES[member.kind], member, size),
+        holes,
+    ))
+
+
+def decode(data: memoryview, at: int) -> tuple[Member, int]:
+    """The member whose blocks begin at `at`, and where its content begins. Raises ValueError on anything else."""
+    fields: dict[bytes, bytes] = {}
+    block = _checked(data, at)
+    if block[156:157] == b"x":
+        size = _octal(block[124:136])
+        at += BLOCK
+        fields = dict(_pax_records(bytes(data[at:at + size]), size))
+        at += size + padding(size)
+        block = _checked(data, at)
+    at += BLOCK
+    if block[156:157] not in _KINDS:
+        raise ValueError("a kind of member that no backup has")
+    kind = _KINDS[block[156:157]]
+    size = int(fields[b"size"]) if b"size" in fields else _octal(block[124:136])
+    extents = None
+    if b"GNU.sparse.realsize" in fields:
+        extents, at = _parse_sparse_map(data, at)
+        size = int(fields[b"GNU.sparse.realsize"])
+    name = fields.get(b"GNU.sparse.name") or fields.get(b"path") or _text(block[0:100])
+    mtime = _parse_time(fields[b"mtime"]) if b"mtime" in fields else _octal(block[136:148]) * 10**9
+    return Member(
+        b"" if kind == "d" and name == b"./" else name[:-1] if kind == "d" and name.endswith(b"/") else name,
+        kind,
+        _octal(block[100:108]),
+        int(fields[b"uid"]) if b"uid" in fields else _octal(block[108:116]),
+        int(fields[b"gid"]) if b"gid" in fields else _octal(block[116:124]),
+        mtime,
+        _parse_time(fields[b"atime"]) if b"atime" in fields else mtime,
+        size if kind == "f" else 0,
+        fields.get(b"linkpath") or _text(block[157:257]),
+        os.makedev(_octal(block[329:337]), _octal(block[337:345])) if kind in "cb" else 0,
+        tuple(_xattrs(fields)) if len(fields) > 2 else (),
+        fields.get(b"ASR.flags", b"").decode("ascii", "replace"),
+        extents,
+    ), at
+
+
+class Placement:
+    """Where the bytes that a backup stores of a file belong in the file: the same but for its holes."""
+
+    def __init__(self, member: Member):
+        self._extents = [e for e in member.extents if e[1]] if member.extents is not None else [(0, member.size)]
+        self._starts = [0, *accumulate(length for _, length in self._extents)]
+        self.stored = self._starts[-1]
+
+    def between(self, start: int, end: int) -> list[Extent]:
+        """The extents of the stored bytes from start to end."""
+        run = []
+        at = bisect_right(self._starts, start) - 1
+        while start < end:
+            offset, length = self._extents[at]
+            skip = start - self._starts[at]
+            count = min(length - skip, end - start)
+            run.append((offset + skip, count))
+            start += count
+            at += 1
+        return run
+
+
+# The ustar header
+
+def _ustar(name: bytes, kind: bytes, member: Member, size: int) -> bytes:
+    seconds = member.mtime // 10**9
+    block = _USTAR.pack(
+        name, b"%07o" % member.mode,
+        b"%07o" % member.uid if member.uid < _MAX_OCTAL7 else b"0000000",
+        b"%07o" % member.gid if member.gid < _MAX_OCTAL7 else b"0000000",
+        b"%011o" % size if size < _MAX_OCTAL11 else b"00000000000",
+        b"%011o" % seconds if 0 <= seconds < _MAX_OCTAL11 else b"00000000000",
+        b"        ", kind, member.link, b"ustar\x0000",
+        b"", b"",                              # no names of owners: an extractor then takes the numbers
+        b"%07o" % os.major(member.device), b"%07o" % os.minor(member.device), b"",
+    )
+    return _with_sum(block)
+
+
+@lru_cache(maxsize=256)
+def _pax_header(size: int) -> bytes:
+    return _with_sum(_USTAR.pack(b"././@PaxHeader", b"0000644", b"0000000", b"0000000", b"%011o" % size,
+                                 b"00000000000", b"        ", b"x", b"", b"ustar\x0000", b"", b"", b"", b"", b""))
+
+
+def _with_sum(block: bytes) -> bytes:
+    return b"%b%06o\0 %b" % (block[:148], _byte_sum(block), block[156:])
+
+
+def _byte_sum(block: bytes) -> int:
+    # Adler-32's low half is 1 + the sum of the bytes modulo 65521, and no header's bytes add up to that much
+    # (two names of 100 bytes and octal digits); it takes a tenth of the time of sum().
+    return (zlib.adler32(block) & 0xFFFF) - 1
+
+
+def _checked(data: memoryview, at: int) -> bytes:
+    block = bytes(data[at:at + BLOCK])
+    if len(block) != BLOCK or block[257:262] != b"ustar":
+        raise ValueError("not a tar header")
+    if _byte_sum(b"%b        %b" % (block[:148], block[156:])) != _octal(block[148:156]):
+        raise ValueError("a tar header's sum is wrong")
+    return block
+
+
+def _octal(field: bytes) -> int:
+    return int(field.rstrip(b"\0 ") or b"0", 8)
+
+
+def _text(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
+
+
+# pax records: "LENGTH KEY=VALUE\n"
+
+def _record(key: bytes, value: bytes) -> bytes:
+    rest = len(key) + len(value) + 3           # blank, "=", newline
+    length = rest + len(str(rest))
+    if len(str(length)) > len(str(rest)):
+        length += 1                            # the length counts its own digits
+    return b"%d %b=%b\n" % (length, key, value)
+
+
+def _pax_records(data: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
+    if len(data) != size:
+        raise ValueError("a pax header is cut off")
+    at = 0
+    while at < size:
+        blank = data.index(b" ", at, at + 20)
+        end = at + int(data[at:blank])
+        if end <= blank or end > size:
+            raise ValueError("a pax record's length is wrong")
+        key, _, value = data[blank + 1:end - 1].partition(b"=")
+        yield key, value
+        at = end
+
+
+def _time(ns: int) -> bytes:
+    seconds, fraction = divmod(abs(ns), 10**9)
+    sign = b"-" if ns < 0 else b""
+    return b"%b%d.%09d" % (sign, seconds, fraction) if fraction else b"%b%d" % (sign, seconds)
+
+
+def _parse_time(text: bytes) -> int:
+    whole, _, fraction = text.lstrip(b"-").partition(b".")
+    ns = int(whole) * 10**9 + int(fraction[:9].ljust(9, b"0"))
+    return -ns if text.startswith(b"-") else ns
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# Extended attributes
+
+def _xattr_record(name: str, value: bytes) -> bytes:
+    if name in _ACLS:
+        text = _acl_text(value)
+        if text:
+            return _record(_ACLS[name], text)
+    # "=" ends a key, so GNU tar writes it, and the per cent sign, as hex.
+    return _record(b"SCHILY.xattr." + os.fsencode(name).replace(b"%", b"%25").replace(b"=", b"%3D"), value)
+
+
+def _xattrs(fields: dict[bytes, bytes]) -> Iterator[tuple[str, bytes]]:
+    for key, value in fields.items():
+        if key in _ACL_NAMES:
+            yield _ACL_NAMES[key], _acl_bytes(value)
+        elif key.startswith(b"SCHILY.xattr."):
+            yield os.fsdecode(key[13:].replace(b"%3D", b"=").replace(b"%25", b"%")), value
+
+
+def _acl_text(value: bytes) -> bytes:
+    """The kernel's posix_acl_xattr (version 2, then tag, permissions, id) as acl(5)'s short text; b"" if unknown."""
+    if len(value) < 4 or (len(value) - 4) % 8 or struct.unpack_from("<I", value)[0] != 2:
+        return b""
+    entries = []
+    for tag, permissions, number in struct.iter_unpack("<HHI", value[4:]):
+        if tag not in _ACL_TAGS:
+            return b""
+        who = b"%d" % number if tag in (0x02, 0x08) else b""
+        letters = bytes(letter if permissions & bit else 0x2D for letter, bit in zip(b"rwx", (4, 2, 1), strict=True))
+        entries.append(b"%b:%b:%b" % (_ACL_TAGS[tag], who, letters))
+    return b",".join(entries)
+
+
+def _acl_bytes(text: bytes) -> bytes:
+    entries = [struct.pack("<I", 2)]
+    for entry in text.split(b","):
+        kind, who, letters = entry.split(b":")
+        tag = {b"user": 0x02 if who else 0x01, b"group": 0x08 if who else 0x04, b"mask": 0x10, b"other": 0x20}[kind]
+        permissions = sum(bit for letter, bit in ((b"r", 4), (b"w", 2), (b"x", 1)) if letter in letters)
+        entries.append(struct.pack("<HHI", tag, permissions, int(who) if who else 0xFFFFFFFF))
+    return b"".join(entries)
+
+
+# GNU.sparse 1.0: decimal lines, the number of extents, then offset and length of each, to a whole block
+
+def _sparse_map(extents: tuple[Extent, ...]) -> bytes:
+    text = b"%d\n" % len(extents) + b"".join(b"%d\n%d\n" % extent for extent in extents)
+    return text + bytes(padding(len(text)))
+
+
+def _parse_sparse_map(data: memoryview, at: int) -> tuple[tuple[Extent, ...], int]:
+    def number(start: int) -> tuple[int, int]:
+        text = bytes(data[start:start + 24])
+        end = text.index(b"\n")
+        return int(text[:end]), start + end + 1
+
+    count, here = number(at)
+    extents = []
+    for _ in range(count):
+        offset, here = number(here)
+        length, here = number(here)
+        extents.append((offset, length))
+    return tuple(extents), here + padding(here - at)
