@@ -367,12 +367,12 @@ class SerialConsole:
         self.send(f"{password}\n")
         self.expect(re.compile(r"[#$] "), seconds)
         # The echo would hold the marks that `run` waits for; they are typed in two halves until it is off.
-        self.send("exec env PS1= ENV= TERM=dumb sh\nstty -echo -onlcr; echo shell''-ready\n")
+        self.send("exec env PS1= PS2= ENV= TERM=dumb sh\nstty -echo -onlcr; echo shell''-ready\n")
         self.expect("shell-ready\n", seconds)
 
     def run(self, command: str, seconds: float = 120) -> tuple[int, str]:
         """Exit status and output (both streams) of a command in the shell that `login` left. Raises NotSeen."""
-        self.send(f"{{ {command}\n}} 2>&1 </dev/null; echo; echo asr-status-$?-\n")
+        self.send(f"{{ {command}\n}} 2>&1 </dev/null; status=$?; echo; echo asr-status-$status-\n")
         output, status, _ = self.expect(re.compile(r"asr-status-\d+-\n"), seconds).rsplit("-", 2)
         return int(status), output.removesuffix("asr-status").removesuffix("\n")
 
