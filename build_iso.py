@@ -288,8 +288,7 @@ def initramfs(build: Build) -> None:
     """busybox, the modules that reach the medium, and the script that finds it."""
     tree = build.cache / "initramfs"
     shutil.rmtree(tree, ignore_errors=True)
-    for folder in ("bin", "dev", "proc", "sys"):
-        (tree / folder).mkdir(parents=True)
+    (tree / "bin").mkdir(parents=True)
     shutil.copy(build.root / "usr/bin/busybox", tree / "bin/busybox")
     shutil.copy(IMAGE / "initramfs-init", tree / "init")
     shutil.copy(IMAGE / "inspecting", tree / "inspecting")
