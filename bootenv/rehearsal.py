@@ -118,10 +118,12 @@ SHIFTED = dict(zip('~!@#$%^&*()_+{}|:"<>?', "`1234567890-=[]\\;',./", strict=Tru
 def key_codes(key: str) -> list[str]:
     """The keys held together for "f2", "ret", "ctrl-alt-delete", or for one printable character of a US keyboard."""
     if len(key) > 1:
-        return [code for part in key.split("-") for code in key_codes(part)] if "-" in key else [key]
-    if key in SHIFTED or key.isascii() and key.isupper():
-        return ["shift", *key_codes(SHIFTED.get(key, key.lower()))]
-    if key in KEYS or key.isascii() and key.isalnum():
+        return [code for part in key.split("-") for code in (key_codes(part) if len(part) == 1 else [part])]
+    if key in SHIFTED:
+        return ["shift", *key_codes(SHIFTED[key])]
+    if key.isascii() and key.isupper():
+        return ["shift", key.lower()]
+    if key in KEYS or (key.isascii() and key.isalnum()):
         return [KEYS.get(key, key)]
     raise ValueError(f"no key of a US keyboard types {key!r}")
 

@@ -135,11 +135,11 @@ SAMPLES = {
 }
 
 
-def run(*argv: str, input: str = "") -> str:
-    """A command of this computer, its output, and its own words when it fails."""
-    done = subprocess.run(argv, input=input, text=True, capture_output=True,
+def run(*argv: str, input: str = "", status: tuple[int, ...] = (0,)) -> str:
+    """A command of this computer, its output, and its own words when it ends with any other status."""
+    done = subprocess.run(argv, input=input, text=True, errors="surrogateescape", capture_output=True,
                           env={**os.environ, "LC_ALL": "C.UTF-8"})
-    if done.returncode:
+    if done.returncode not in status:
         raise RuntimeError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
 
@@ -201,7 +201,7 @@ def build_machine(sample: Sample, tree: Path, image: Path) -> None:
     with mounted(sample, image) as target:
         run("tar", "-x", "-f", str(tree), "-C", str(target), "--numeric-owner", "--xattrs", "--xattrs-include=*")
         configure(sample, target)
-        make_difficult(target / "home/user/adversarial")
+        make_difficult(target / "home/user/adversarial", largest=2**32 + 2 * MiB + 1)
         make_difficult(target / "root/adversarial")
         make_mount_points(target)
         install_grub(sample, image, target)
@@ -295,9 +295,14 @@ def settle(image: Path) -> None:
 
 # Files that are hard to bring back. All of them are the same at every build.
 
-def make_difficult(top: Path) -> None:
-    """A subtree with everything a file can be. Needs root, and a file system that keeps it all (ext4)."""
+def make_difficult(top: Path, largest: int = 64 * MiB) -> None:
+    """A subtree with everything a file can be, with holes in files of up to `largest` bytes.
+
+    Needs root, and a file system that keeps it all (ext4).
+    """
+    os.umask(0o022)
     top.mkdir(parents=True)
+    holes(top, largest)
     for make in (odd_names, contents, hard_links, owners_and_modes, acls, attributes, specials, symlinks, flags):
         (top / make.__name__).mkdir()
         make(top / make.__name__)
@@ -326,18 +331,22 @@ def contents(top: Path) -> None:
     for size in (0, 1, 511, 512, 513, 4096, 65537, 24 * MiB):
         (top / f"{size} bytes").write_bytes(noise.randbytes(size))
     (top / "zeros").write_bytes(bytes(MiB))                       # written, not a hole
-    for name, size, islands in (("all hole", 300 * MiB, ()), ("hole at the end", 3 * MiB, (0,)),
-                                ("hole at the start", 3 * MiB + 4096, (3 * MiB,)),
-                                ("islands", 5 * 2**30 + 1, (MiB, 2**32 - 4096, 5 * 2**30))):
-        with (top / name).open("wb") as file:
-            for island in islands:
-                file.seek(island)
-                file.write(noise.randbytes(min(4096, size - island)))
-            file.truncate(size)
     crowd = top / "crowd"                                         # a directory of many blocks, which ext4 indexes
     crowd.mkdir()
     for number in range(400):
         (crowd / f"{number:04d}".ljust(60, "n")).touch()
+
+
+def holes(top: Path, largest: int) -> None:
+    noise = random.Random(3)
+    for name, size, islands in (("nothing else", largest // 2, ()), ("at the end", 3 * MiB, (0,)),
+                                ("at the start", 3 * MiB + 4096, (3 * MiB,)),
+                                ("islands", largest, (MiB, largest // 2 // 4096 * 4096, largest - 1))):
+        with (top / f"hole {name}").open("wb") as file:
+            for island in islands:
+                file.seek(island)
+                file.write(noise.randbytes(min(4096, size - island)))
+            file.truncate(size)
 
 
 def hard_links(top: Path) -> None:
