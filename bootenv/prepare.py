@@ -91,7 +91,8 @@ def left_out(everything: Layout, layout: Layout) -> Iterator[Difference]:
     """What is on this machine and not in the set."""
     protected = {m.point for m in layout.mounts}
     for mount in mount_table():
-        if mount.point not in protected and mount.root == "/" and mount.source:
+        # A CD and the medium's own squashfs are nobody's data.
+        if mount.point not in protected and mount.root == "/" and mount.type not in ("iso9660", "udf", "squashfs"):
             yield Difference(mount.point, f"{mount.source} [{mount.type}] is not on a disk that the system needs.")
     mounted = {m.filesystem for m in layout.mounts}
     for filesystem in layout.filesystems:

@@ -15,7 +15,6 @@ from .run import ROOT, run
 # Never a disk of the machine: RAM disks, loop devices, optical and floppy drives, network block devices,
 # the boot and replay-protected areas of an eMMC.
 _NO_DISK = re.compile(r"^(loop|ram|zram|sr|fd|nbd|zd)\d|^mmcblk\d+(boot\d|rpmb)")
-_PSEUDO = ("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "overlay", "squashfs", "autofs")
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def probe() -> Layout:
 
 
 def mount_table() -> tuple[Mounted, ...]:
-    """What is mounted on the machine (under ROOT), in the machine's own paths."""
-    text = run(("findmnt", "--json", "--list", "--output", "TARGET,SOURCE,FSTYPE,FSROOT"))
+    """What is mounted on the machine (under ROOT) from disks and networks, in the machine's own paths."""
+    text = run(("findmnt", "--json", "--list", "--real", "--output", "TARGET,SOURCE,FSTYPE,FSROOT"))
     return tuple(parse_mounted(text, str(ROOT)))
 
 
@@ -162,15 +161,14 @@ def parse_ext(text: str) -> dict[str, Setting]:
 
 
 def parse_mounted(text: str, root: str = "/") -> Iterator[Mounted]:
-    """The mounts under `root`, pseudo file systems and other people's left out."""
+    """The mounts under `root`."""
     for row in json.loads(text)["filesystems"]:
         point = row["target"]
         if root != "/":
             if point != root and not point.startswith(root + "/"):
                 continue
             point = point[len(root):] or "/"
-        if row["fstype"] not in _PSEUDO:
-            yield Mounted(point, re.sub(r"\[.*\]$", "", row["source"] or ""), row["fstype"], row["fsroot"] or "/")
+        yield Mounted(point, re.sub(r"\[.*\]$", "", row["source"] or ""), row["fstype"], row["fsroot"] or "/")
 
 
 def parse_fstab(text: str) -> Iterator[tuple[str, str, str]]:

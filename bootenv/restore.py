@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def open_backup(path: str, set: AsrSet) -> FoundBackup:
     return FoundBackup(path, path, set)
 
 
-def restore(set: AsrSet, backup: FoundBackup) -> Iterator[Event]:
+def restore(set: AsrSet, backup: FoundBackup) -> Generator[Event, None, Outcome]:
     """Puts the files back, makes the disk start the restored system, and returns the Outcome.
 
     It may be run again after a power cut: what is there already is made anew.
