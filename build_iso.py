@@ -482,7 +482,9 @@ def efi_image(build: Build) -> None:
     image = build.cache / "efi.img"
     image.unlink(missing_ok=True)
     tool("mkfs.vfat", "-C", "-n", "ASR_EFI", "-i", "41535245", "--invariant", image, str(8 * 1024))
-    tool("mmd", "-i", image, "::EFI", "::EFI/BOOT")
+    tool("mmd", "-i", image, "::EFI", "::EFI/BOOT", "::live")
+    # By this grub.cfg knows that it is no hard disk's volume.
+    tool("mcopy", "-i", image, build.stage / "live/id", "::live/id")
     for source, name in {
         "usr/lib/shim/shimx64.efi.signed": "BOOTX64.EFI",
         "usr/lib/shim/mmx64.efi.signed": "mmx64.efi",
