@@ -161,6 +161,8 @@ def cached(name: str, key: str, build: Callable[[Path], object]) -> Path:
     with (cache() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
+            for old in cache().glob(f"{stem}-*{dot}{suffix}"):
+                old.unlink()
             with tempfile.TemporaryDirectory(dir=cache()) as scratch:
                 build(Path(scratch) / name)
                 (Path(scratch) / name).rename(made)
