@@ -106,7 +106,7 @@ class Extractor:
 
     def __init__(self, backup: Path | None, target: bytes, foreign: Collection[int], only: Collection[bytes]):
         allow_depth()
-        os.umask(0)
+        self._umask = os.umask(0)              # modes go into open() as they are
         self._volumes = Volumes(backup) if backup else None
         self._directories = TargetDirectories(target)
         self._foreign = foreign                # devices whose file systems keep no owners, modes or attributes
@@ -114,6 +114,10 @@ class Extractor:
         self._root = os.geteuid() == 0
         self.differences: list[tuple[bytes, str]] = []
         self.flags: list[tuple[bytes, str]] = []           # to be set when all is done
+
+    def close(self) -> None:
+        self._directories.close()
+        os.umask(self._umask)
 
     def __call__(self, task: tuple) -> Iterator[Message]:
         kind, place, *rest = task
