@@ -45,6 +45,9 @@ LINKS = {  # path in the image: what it points at
     "usr/lib/asr/console": "/asr/console",
 }
 
+# Left out of the squashfs, since the medium has them beside it or the minimal OS never starts that way.
+BESIDE = ("boot/*", "usr/lib/grub/x86_64-efi-signed/gcd*", "usr/lib/grub/x86_64-efi-signed/grubnet*")
+
 # Modules of the GRUB core image that starts the medium on a BIOS; the rest it loads from the medium.
 GRUB_CORE = "biosdisk iso9660 part_msdos part_gpt normal search configfile linux ls echo test".split()
 
@@ -60,7 +63,7 @@ class Build:
     @property
     def base(self) -> Path:
         """The part that our code is not in. Its name changes with everything it is made of."""
-        parts = [self.suite, str(LINKS), *(inspect.getsource(verb) for _, verb in BASE)]
+        parts = [self.suite, str(LINKS), str(BESIDE), *(inspect.getsource(verb) for _, verb in BASE)]
         parts += [(IMAGE / name).read_text() for name in ("packages", "prune", "requirements.txt")]
         return self.cache / f"base-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
 
@@ -263,7 +266,7 @@ def base_squashfs(build: Build) -> None:
     squashfs = build.base / "root.squashfs"
     squashfs.unlink(missing_ok=True)
     tool("mksquashfs", build.root, squashfs, "-comp", "zstd", "-Xcompression-level", "15", "-noappend", "-no-progress",
-         "-xattrs", "-quiet", "-wildcards", "-e", "proc/*", "sys/*", "dev/*", "run/*", "tmp/*", "asr")
+         "-xattrs", "-quiet", "-wildcards", "-e", "proc/*", "sys/*", "dev/*", "run/*", "tmp/*", "asr", *BESIDE)
 
 
 def package_list(build: Build) -> None:
