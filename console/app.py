@@ -5,7 +5,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from textual import work
 from textual.app import App
@@ -41,13 +43,12 @@ class SetupApp(App[int]):
     count-down takes.
     """
 
-    CSS_PATH = "console.tcss"
+    CSS_PATH = Path(__file__).with_name("console.tcss")
     ENABLE_COMMAND_PALETTE = False
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (25, "-full")]
     TITLE = "Automated System Recovery Setup"
     QUIT = "To quit and restart your computer, press F3."
     LEAVING = "Your computer is being restarted..."
-    BINDINGS = [
+    BINDINGS: ClassVar = [
         # There is nothing behind Setup that these could go back to.
         Binding("ctrl+q,ctrl+c,ctrl+z", "ignore", show=False, priority=True),
         # ENTER on a serial line is a line feed.
@@ -60,6 +61,7 @@ class SetupApp(App[int]):
         self.tick = tick
         self.page: Page[Any] | None = None
         self.working: asyncio.Future[Any] | None = None
+        self._unseen = ExitStack()
         self._look = _look_for_this_terminal()
         self.register_theme(SETUP)
         self.theme = SETUP.name
@@ -71,6 +73,8 @@ class SetupApp(App[int]):
         """Nothing."""
 
     def on_mount(self) -> None:
+        # init has painted the screen long ago: nothing empty may come between that and the first page.
+        self._unseen.enter_context(self.batch_update())
         self.tell()
 
     @work(exclusive=True, group="story")
@@ -105,16 +109,20 @@ class SetupApp(App[int]):
             await self.pop_screen()
         await (self.switch_screen(page) if self.page else self.push_screen(page))
         self.page = page
+        self._unseen.close()
 
     async def ask(self, page: Page[T]) -> T:
         await self.show(page)
         return await page.answered
 
-    def page_for(self, error: Exception, *offers: str, heading: str = "") -> Page[str]:
-        """The page that says what went wrong and may offer more than to try again. The log gets all there is."""
+    def page_for(self, error: Exception, *offers: str, heading: str = "", changed: str = "") -> Page[str]:
+        """The page that says what went wrong and may offer more than to try again. The log gets all there is.
+
+        `changed` is what was changed before, whatever the error says of itself.
+        """
         if isinstance(error, AsrError):
             log(f"{error.code} {error}")
-            return ErrorPage(error, *offers, heading=heading)
+            return ErrorPage(error, *offers, heading=heading, changed=changed)
         log(*"".join(traceback.format_exception(error)).splitlines())
         return UnexpectedPage(error, heading)
 

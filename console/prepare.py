@@ -102,7 +102,7 @@ class Welcome(Page[None]):
     """Page 18, first part."""
 
     HEADING = "Welcome to the Automated System Recovery Preparation Wizard"
-    BINDINGS = [*key("n", "answer(None)", "Next"), *key("enter", "answer(None)")]
+    BINDINGS = key("n", "answer(None)", "Next") + key("enter", "answer(None)")
     EXPLANATION = (
         "An ASR set is one backup file and one small disk that belong together. With the two and the recovery "
         "medium, this computer can be brought back after its disks were lost.\n\n"
@@ -118,8 +118,8 @@ class Welcome(Page[None]):
         draft = self.survey.draft
         points = ", ".join(mount.point for mount in draft.layout.mounts_by_depth())
         disks = ", ".join(disk.path for disk in draft.layout.disks)
-        yield text("This wizard backs up this computer's system and makes an ASR disk. You need a place for the "
-                   "backup and a blank, 1.44 MB floppy disk or a USB stick.")
+        yield text("This wizard makes a backup of this computer's system, and an ASR disk. You need a blank, "
+                   "1.44 MB floppy disk or a USB stick.")
         yield text(
             f"      Computer     {draft.host}\n"
             f"      System       {draft.system}\n"
@@ -180,9 +180,11 @@ class Completing(Page[bool]):
     """Page 18, last part. False goes back."""
 
     HEADING = "Completing the Automated System Recovery Preparation Wizard"
-    BINDINGS = [
-        *key("f", "answer(True)", "Finish"), *key("enter", "answer(True)"), *key("escape", "answer(False)", "Back"),
-    ]
+    BINDINGS = (
+        key("f", "answer(True)", "Finish")
+        + key("enter", "answer(True)")
+        + key("escape", "answer(False)", "Back")
+    )
     EXPLANATION = (
         "Finish starts the backup. When it is complete and was read back, the wizard asks for the floppy disk.\n\n"
         "Files that change while they are read are named in the log."
@@ -232,7 +234,7 @@ class InsertDiskette(Page[str]):
     """Page 20. Answers the place to write to; "" to name another one."""
 
     HEADING = "The backup is complete."
-    BINDINGS = [*key("enter", "place", "OK"), *key("b", "answer('')", "Other Disk")]
+    BINDINGS = key("enter", "place", "OK") + key("b", "answer('')", "Other Disk")
     EXPLANATION = (
         "The floppy disk must be formatted for FAT, as floppy disks are sold. ASR's two files are written to it; "
         "other files stay.\n\n"
@@ -276,7 +278,7 @@ class Label(Page[None]):
     """Page 21."""
 
     HEADING = "The ASR disk was written, read back, and matches."
-    BINDINGS = [*key("enter", "answer(None)", "OK")]
+    BINDINGS = key("enter", "answer(None)", "OK")
     EXPLANATION = (
         "Write these words on the disk's label. After a disaster, Setup asks for the disk by them, and the date "
         "says which backup it belongs to: a disk and a backup of different sets do not fit together."
@@ -297,7 +299,7 @@ class Complete(Page[None]):
     """What was achieved, and what was not."""
 
     HEADING = "The ASR set is complete."
-    BINDINGS = [*key("enter", "answer(None)", "Finish"), *key("f3", "answer(None)")]
+    BINDINGS = key("enter", "answer(None)", "Finish") + key("f3", "answer(None)")
     EXPLANATION = (
         "To recover this computer, start it from the recovery medium, press F2, and insert the ASR disk.\n\n"
         "Prepare a new set whenever the system, its boot loader or its disks have changed."

@@ -3,6 +3,7 @@
 import asyncio
 import textwrap
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,16 +79,23 @@ class RecoverApp(SetupApp):
 
     async def recovered(self, disk: "AsrDisk") -> bool:
         """One attempt, from the checks to the last file copied."""
+        changed = ""
         try:
             await self.ask(ChecksPage("Automated System Recovery is starting...", self.story.checks(disk)))
             match = await asyncio.to_thread(self.story.match_disks, disk)
             await self.ask(Disks(match))
+            changed = _DISKS_CHANGED
             await self.perform(Preparing(), self.story.recover(disk, match))
         except Exception as error:
-            await self.ask(self.page_for(error))
+            await self.ask(self.page_for(error, changed=changed))
             return False
         return True
 
+
+_DISKS_CHANGED = (
+    "The disks were already changed. Your computer will not start from them until Automated System Recovery has "
+    "been run again from this medium."
+)
 
 _NO_DRIVERS = (
     "This version of Setup takes no drivers from a disk. The recovery medium carries all drivers of the Linux "
@@ -123,7 +131,7 @@ _NOT_YET = {
 class Inspecting(Page[bool]):
     """Page 2, until all devices are known. Answers whether F2 was pressed."""
 
-    BINDINGS = [*key("f2", "answer(True)"), *key("f3", "leave")]
+    BINDINGS = key("f2", "answer(True)") + key("f3", "leave")
     EXPLANATION = (
         "Setup is finding out which disks, drives and other devices this computer has.\n\n"
         "You can press F2 now: Automated System Recovery then starts at once."
@@ -166,9 +174,7 @@ class Prompt(Page[Any]):
 class PromptF6(Prompt):
     LINE = "Press F6 if you need to install a third-party driver..."
     SECONDS = _F6
-    BINDINGS = [
-        *key("f6", "answer('f6')"), *key("f2", "answer('f2')"), *key("enter", "answer('')"), *key("f3", "leave"),
-    ]
+    BINDINGS = key("f6", "answer('f6')") + key("f2", "answer('f2')") + key("enter", "answer('')") + key("f3", "leave")
 
     def time_is_up(self) -> None:
         self.answer("")
@@ -177,10 +183,12 @@ class PromptF6(Prompt):
 class PromptF2(Prompt):
     LINE = "Press F2 to run Automated System Recovery (ASR)..."
     SECONDS = _F2
-    BINDINGS = [
-        *key("f2", "answer(True)"), *key("enter", "answer(False)"), *key("escape", "answer(False)"),
-        *key("f3", "leave"),
-    ]
+    BINDINGS = (
+        key("f2", "answer(True)")
+        + key("enter", "answer(False)")
+        + key("escape", "answer(False)")
+        + key("f3", "leave")
+    )
 
     def time_is_up(self) -> None:
         self.answer(False)
@@ -190,14 +198,14 @@ class Welcome(Page[str]):
     """Page 4."""
 
     HEADING = "Welcome to Setup."
-    BINDINGS = [
-        *key("f2", "answer('recover')", "ASR"),
-        *key("r", "answer('restore')", "Restore"),
-        *key("v", "answer('verify')", "Verify"),
-        *key("p", "answer('prepare')", "Prepare"),
-        *key("s", "shell", "Shell"),
-        *key("f3", "leave", "Restart"),
-    ]
+    BINDINGS = (
+        key("f2", "answer('recover')", "ASR")
+        + key("r", "answer('restore')", "Restore")
+        + key("v", "answer('verify')", "Verify")
+        + key("p", "answer('prepare')", "Prepare")
+        + key("s", "shell", "Shell")
+        + key("f3", "leave", "Restart")
+    )
     EXPLANATION = (
         "To bring back a computer that does not start any more, or whose disk was replaced, press F2. You need "
         "the ASR disk (a floppy disk or a USB stick) and the backup that was made with it.\n\n"
@@ -219,7 +227,7 @@ class Welcome(Page[str]):
 class InsertDisk(Page["AsrDisk | None"]):
     """Page 5: looks for the ASR disk until there is one, and says which set it is of."""
 
-    BINDINGS = [*key("escape", "answer(None)")]
+    BINDINGS = key("escape", "answer(None)")
     EXPLANATION = (
         "Insert the disk that is labeled Automated System Recovery Disk with the name of this computer. Setup "
         "looks in every floppy drive and on every USB stick, and goes on by itself once it has found the disk.\n\n"
@@ -269,10 +277,8 @@ class InsertDisk(Page["AsrDisk | None"]):
             await self._wait()
 
     async def _wait(self) -> None:
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self.pressed.wait(), _LOOK_EVERY * self.setup.tick)
-        except TimeoutError:
-            pass
 
     def _found(self, disk: "AsrDisk") -> None:
         self.disk = disk
@@ -287,7 +293,7 @@ class Disks(Page[None]):
     """Page 7: goes on by itself unless something would be lost that is not this computer's."""
 
     HEADING = "Setup will recover these disks:"
-    BINDINGS = [*key("f8", "agree", "Agree"), *key("enter", "go_on", "Continue")]
+    BINDINGS = key("f8", "agree", "Agree") + key("enter", "go_on", "Continue")
     EXPLANATION = (
         "For each disk that was recorded, this page says which disk takes its place, how Setup knows it, and what "
         "is on that disk now. All partitions of these disks are made anew.\n\n"
@@ -353,31 +359,32 @@ def disk_line(disk: Disk) -> str:
     return "  ".join(part for part in (human(disk.size), disk.model, disk.transport) if part)
 
 
+# What is said above the gauge, by the beginning of what the work says about itself.
+_ABOUT = {
+    "Setup is formatting": "Please wait while Setup formats the partition\n\n",
+    "Setup is copying": "Please wait while Setup copies files\nto the recovery folder.\n"
+                        "This might take several minutes to complete.",
+}
+_OTHERWISE = "Please wait while Setup prepares your disks.\n\n"
+
+
 class Preparing(Work):
     """Pages 8 and 9: partitions are made, the minimal OS is copied."""
 
+    BINDINGS = key("f1", "help") + key("f3", "leave")      # the bar is for the file that is copied
     EXPLANATION = (
         "Setup makes and formats the partitions, then copies the files that restore your computer from its own "
         "disk after the next start.\n\n"
         "Should the power fail now, start from the recovery medium again: nothing is lost but time."
     )
-    WARNING = (
-        "The disks were already changed. Your computer will not start from them until you have run Automated "
-        "System Recovery again from this medium."
-    )
-    _ABOUT = {
-        "Setup is formatting": "Please wait while Setup formats the partition\n\n",
-        "Setup is copying": "Please wait while Setup copies files\nto the recovery folder.\n"
-                            "This might take several minutes to complete.",
-    }
-    _OTHERWISE = "Please wait while Setup prepares your disks.\n\n"
+    WARNING = _DISKS_CHANGED
 
     def content(self) -> Iterable[Widget]:
         yield Lines(7, centred=True)
         yield Gauge()
 
     def show_progress(self, progress: Progress) -> None:
-        about = next((a for s, a in self._ABOUT.items() if progress.status.startswith(s)), self._OTHERWISE)
+        about = next((a for s, a in _ABOUT.items() if progress.status.startswith(s)), _OTHERWISE)
         self.query_one(Lines).show(*about.splitlines(), *progress.subject.splitlines())
         self.query_one(Gauge).show(progress.status, progress.done, progress.total)
         copying = progress.status.startswith("Setup is copying") and progress.item
@@ -387,7 +394,7 @@ class Preparing(Work):
 class Reboot(Page[None]):
     """Page 10."""
 
-    BINDINGS = [*key("enter", "answer(None)", "Restart Computer"), *key("f1", "help"), *key("f3", "answer(None)")]
+    BINDINGS = key("enter", "answer(None)", "Restart Computer") + key("f1", "help") + key("f3", "answer(None)")
     EXPLANATION = (
         "Your computer now has its disks back and starts from its own disk. There, Setup restores its files by "
         "itself.\n\n"

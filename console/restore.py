@@ -40,6 +40,7 @@ _REBOOT = 15
 _CHECK_EVERY = 10
 
 _NOT_RECOVERED = "This computer has NOT been recovered yet."
+_PARTLY = "Some files may have been restored already; a restore can be repeated."
 _AGAIN = "When your computer starts again, the restore starts again too."
 
 
@@ -48,39 +49,38 @@ class RestoreApp(SetupApp):
 
     async def pages(self) -> None:
         set = await asyncio.to_thread(self.story.pending_set)
-        alone = await self.ask(WizardWelcome(set))
-        while not (outcome := await self.restored(set, alone)):
-            alone = False
+        wish = await self.ask(WizardWelcome(set))
+        while not (outcome := await self.restored(set, wish)):
+            wish = "next"
         await self.ask(Result(set, outcome))
 
-    async def restored(self, set: "AsrSet", alone: bool) -> "Outcome | None":
-        """One attempt, from the choice of the backup on. `alone`: nobody has pressed a key."""
-        backup, alone = await self.source(set, alone)
+    async def restored(self, set: "AsrSet", wish: str) -> "Outcome | None":
+        """One attempt, from the choice of the backup on; `wish` is what WizardWelcome answers."""
+        backup, alone = await self.source(set, wish)
         if not await self.ask(Completing(set, backup, alone)):
             return None
         try:
             page = ProgressPage("Restore Progress", _PROGRESS, f"{_NOT_RECOVERED} {_AGAIN}")
             outcome: Outcome = await self.perform(page, self.story.restore(set, backup))
         except Exception as error:
-            await self.ask(self.page_for(error, heading=_NOT_RECOVERED))
+            await self.ask(self.page_for(error, heading=_NOT_RECOVERED, changed=_PARTLY))
             return None
         return outcome
 
-    async def source(self, set: "AsrSet", alone: bool) -> "tuple[FoundBackup, bool]":
+    async def source(self, set: "AsrSet", wish: str) -> "tuple[FoundBackup, bool]":
         """The backup to restore, and whether it was found and taken without a key."""
         look = search = partial(self.story.find_backup, set)
         while True:
-            try:
-                found = await self.ask(Source(set, look, alone))
-                if found:
-                    return found, alone
-                wish = "browse"
-            except Exception as error:
-                wish = await self.ask(self.page_for(error, "browse"))
-            alone = False
             if wish == "browse":
                 path = await self.ask(Browse("Browse for the backup", _BROWSE, set.backup.place))
                 look = partial(self.story.open_backup, path, set) if path else search
+            try:
+                found = await self.ask(Source(set, look, wish == "alone"))
+                if found:
+                    return found, wish == "alone"
+                wish = "browse"
+            except Exception as error:
+                wish = await self.ask(self.page_for(error, "browse"))
 
 
 _PROGRESS = (
@@ -112,15 +112,16 @@ class WizardPage(Page[T]):
         self.say_what_next()
 
 
-class WizardWelcome(WizardPage[bool]):
-    """Page 11: checks, and waits longest here. Answers whether it went on by itself."""
+class WizardWelcome(WizardPage[str]):
+    """Page 11: checks, and waits longest here. Answers "alone" if it went on by itself, else "next" or "browse"."""
 
     HEADING = "Welcome to the Automated System Recovery Wizard"
-    BINDINGS = [
-        *key("n", "answer(False)", "Next"),
-        *key("enter", "answer(False)"),
-        *key("r", "check", "Check Again"),
-    ]
+    BINDINGS = (
+        key("n", "answer('next')", "Next")
+        + key("enter", "answer('next')")
+        + key("b", "answer('browse')", "Browse")
+        + key("r", "check", "Check Again")
+    )
     EXPLANATION = (
         "The partitions of this computer are back. This wizard restores its files from the backup and makes its "
         "disk start the restored system.\n\n"
@@ -172,7 +173,7 @@ class WizardWelcome(WizardPage[bool]):
         self.query_one("#checks", Lines).show(*self.lines)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "check":
+        if action == "check" or parameters == ("browse",):
             return self.failed is not None
         if action == "answer":
             return self.checked
@@ -191,18 +192,14 @@ class WizardWelcome(WizardPage[bool]):
             lines.show("The wizard waits for you.", "", "   •  To continue, press N.")
 
     def time_is_up(self) -> None:
-        self.answer(True)
+        self.answer("alone")
 
 
 class Source(WizardPage["FoundBackup | None"]):
     """Page 12: looks for the backup. Answers it, or None to browse for another."""
 
     HEADING = "Data Recovery Source"
-    BINDINGS = [
-        *key("n", "take", "Next"),
-        *key("enter", "take"),
-        *key("b", "answer(None)", "Browse"),
-    ]
+    BINDINGS = key("n", "take", "Next") + key("enter", "take") + key("b", "answer(None)", "Browse")
     EXPLANATION = (
         "This is the backup whose files will be restored. It was looked for at the place that was recorded when "
         "it was made, then on every disk that can be read, by the id of its ASR set: it does not matter if it was "
@@ -264,11 +261,11 @@ class Completing(WizardPage[bool]):
 
     HEADING = "Completing the Automated System Recovery Wizard"
     GOES_ON = ("f", "F", "enter")
-    BINDINGS = [
-        *key("f", "answer(True)", "Finish"),
-        *key("enter", "answer(True)"),
-        *key("escape", "answer(False)", "Back"),
-    ]
+    BINDINGS = (
+        key("f", "answer(True)", "Finish")
+        + key("enter", "answer(True)")
+        + key("escape", "answer(False)", "Back")
+    )
     EXPLANATION = (
         "Finish starts the restore. It cannot be taken back: what is on the recovered partitions now is replaced "
         "by what is in the backup. Other disks are not touched."
@@ -312,7 +309,7 @@ class Completing(WizardPage[bool]):
 class Result(Page[None]):
     """Page 15: how it ended, and never better than that."""
 
-    BINDINGS = [*key("enter", "answer(None)", "Restart Computer"), *key("f3", "answer(None)")]
+    BINDINGS = key("enter", "answer(None)", "Restart Computer") + key("f3", "answer(None)")
     EXPLANATION = (
         "Your computer restarts from its own disk, with the restored system. Take the recovery medium and the ASR "
         "disk out, and keep the disk and the backup: they can be used again.\n\n"
@@ -338,7 +335,7 @@ class Result(Page[None]):
         )
         if self.outcome.differences:
             lines = [line for d in self.outcome.differences for line in difference_lines(d)]
-            yield Listing(lines, height=9)
+            yield Listing(lines, height=8)
         if self.good:
             yield text("If there is a floppy disk in the drive, remove it.")
             yield Gauge(percentage=False, color="red") if not self.outcome.differences else Lines(1)

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from textual import events, work
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.geometry import Size
 from textual.screen import ModalScreen, Screen
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from bootenv import run
 from bootenv.errors import AsrError, NewerSchema
 from bootenv.events import Difference, Progress
-from bootenv.run import LOG, run
 
-from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
+from .widgets import HEIGHT, TEXT_WIDTH, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.recover import Check
@@ -40,7 +41,7 @@ _SEEN = 3                          # seconds that finished checks stay
 _FRAME = 0.1                       # seconds between two moves of a gauge
 
 
-def key(name: str, action: str, label: str = "") -> list[Binding]:
+def key(name: str, action: str, label: str = "") -> list[BindingType]:
     """A key that the status bar shows if it has a label. A letter counts in capitals too."""
     shown = Binding(name, action, label, show=bool(label))
     return [shown, Binding(name.upper(), action, show=False)] if len(name) == 1 else [shown]
@@ -54,15 +55,15 @@ def bullets(*lines: str) -> Static:
     return text("\n\n".join(f"   •  {line}" for line in lines))
 
 
+def is_short(size: Size) -> bool:
+    """A serial line has 24 lines: the canvas loses its first row there."""
+    return size.height < HEIGHT
+
+
 class Page(Screen[T]):
     """One thing that is said or asked, on the canvas. Its answer comes through the future `answered`."""
 
-    BINDINGS = [
-        *key("f1", "help", "Help"),
-        *key("f3", "leave", "Quit"),
-        *key("d", "details"),
-        *key("s", "shell"),
-    ]
+    BINDINGS = key("f1", "help", "Help") + key("f3", "leave", "Quit") + key("d", "details") + key("s", "shell")
     HEADING = ""
     EXPLANATION = ""               # what F1 says about this page
     WARNING = ""                   # what F3 says before it leaves
@@ -79,7 +80,7 @@ class Page(Screen[T]):
         return self.app            # type: ignore[return-value]
 
     def compose(self) -> ComposeResult:
-        with Container(id="canvas"):
+        with Container(id="canvas", classes="short" if is_short(self.app.size) else ""):
             yield Title(self.app.title)
             if self.HEADING:
                 yield text(self.HEADING, "heading")
@@ -91,6 +92,9 @@ class Page(Screen[T]):
 
     def on_mount(self) -> None:
         self.show_keys()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.query_one("#canvas").set_class(is_short(event.size), "short")
 
     def show_keys(self) -> None:
         """The status bar says which keys there are now."""
@@ -117,8 +121,8 @@ class Page(Screen[T]):
     def count_down(self, seconds: int) -> None:
         """Counts while this page is the one that is seen; time_is_up() comes at the end."""
         self.seconds = seconds
-        self.show_seconds()
         self._countdown = self.set_interval(self.setup.tick, self._tick)
+        self.show_seconds()
 
     def stop_counting(self) -> None:
         if self._countdown:
@@ -130,7 +134,7 @@ class Page(Screen[T]):
         return self._countdown is not None
 
     def _tick(self) -> None:
-        if self.is_current and self.counting:
+        if self.app.screen is self and self.counting:
             self.seconds -= 1
             self.show_seconds()
             if self.seconds <= 0:
@@ -174,14 +178,14 @@ def seconds(count: int) -> str:
 def open_shell() -> None:
     """A root shell in a window of the tmux session that this console runs in."""
     socket = os.environ["TMUX"].split(",")[0]
-    run(("tmux", "-S", socket, "new-window", "-n", "shell",
+    run.run(("tmux", "-S", socket, "new-window", "-n", "shell",
          "echo 'Type exit and press ENTER to go back to Setup.'; exec ${SHELL:-/bin/sh}"))
 
 
 class Notice(Page[None]):
     """Something to read; ENTER goes on."""
 
-    BINDINGS = [*key("enter", "answer(None)", "Continue"), *key("escape", "answer(None)")]
+    BINDINGS = key("enter", "answer(None)", "Continue") + key("escape", "answer(None)")
 
     def __init__(self, heading: str, *paragraphs: str):
         super().__init__()
@@ -196,7 +200,7 @@ class Notice(Page[None]):
 class Leaving(Page[None]):
     """The last thing that is seen."""
 
-    BINDINGS = [*key("f1", "nothing"), *key("f3", "nothing")]
+    BINDINGS = key("f1", "nothing") + key("f3", "nothing")
 
     def __init__(self, farewell: str):
         super().__init__()
@@ -209,6 +213,13 @@ class Leaving(Page[None]):
         """Too late for that."""
 
 
+_EXPLAINED = {
+    "browse": "To name another place, press B.",
+    "retry": "To try again, press ENTER.",
+    "cancel": "To go back without changing anything, press ESC.",
+}
+
+
 class ErrorPage(Page[str]):
     """What is wrong, what was not touched, what to do. Answers "retry", or what else was offered."""
 
@@ -217,32 +228,29 @@ class ErrorPage(Page[str]):
         "Put right what is wrong and press ENTER: Setup tries the same thing again, from where it can be "
         "repeated safely. D shows the log, which has all messages of the programs that Setup ran."
     )
-    BINDINGS = [
-        *key("b", "answer('browse')", "Browse"),
-        *key("enter", "answer('retry')", "Retry"),
-        *key("escape", "answer('cancel')", "Cancel"),
-        *key("d", "details", "Details"),
-        *key("s", "shell", "Shell"),
-    ]
-    _EXPLAINED = {
-        "browse": "To name another place, press B.",
-        "retry": "To try again, press ENTER.",
-        "cancel": "To go back without changing anything, press ESC.",
-    }
+    BINDINGS = (
+        key("b", "answer('browse')", "Browse")
+        + key("enter", "answer('retry')", "Retry")
+        + key("escape", "answer('cancel')", "Cancel")
+        + key("d", "details", "Details")
+        + key("s", "shell", "Shell")
+    )
 
-    def __init__(self, error: AsrError, *offers: str, heading: str = ""):
+    def __init__(self, error: AsrError, *offers: str, heading: str = "", changed: str = ""):
         super().__init__()
         brief = len(error.message) <= 2 * TEXT_WIDTH
         self.HEADING = heading or (error.message if brief else "Setup cannot continue.")
         self.error = error
+        # What an error says of itself it says as if nothing had happened before it.
+        self.untouched = vars(error).get("untouched") or changed or error.untouched
         self.offers = offers if isinstance(error, NewerSchema) else ("retry", *offers)
 
     def content(self) -> Iterable[Widget]:
-        message = self.error.message if self.HEADING != self.error.message else ""
-        for paragraph in (message, self.error.untouched, self.error.hint):
+        message = self.error.message if self.error.message != self.HEADING else ""
+        for paragraph in (message, self.untouched, self.error.hint):
             if paragraph:
                 yield text(paragraph)
-        yield bullets(*(self._EXPLAINED[o] for o in self._EXPLAINED if o in self.offers),
+        yield bullets(*(_EXPLAINED[o] for o in _EXPLAINED if o in self.offers),
                       self.setup.QUIT)
         yield text(f"Error {self.error.code}")
 
@@ -260,11 +268,7 @@ class UnexpectedPage(Page[str]):
         "ENTER goes back to a point from which the work can be repeated safely. S opens a shell in which you can "
         "look around and copy the log."
     )
-    BINDINGS = [
-        *key("enter", "answer('retry')", "Retry"),
-        *key("d", "details", "Details"),
-        *key("s", "shell", "Shell"),
-    ]
+    BINDINGS = key("enter", "answer('retry')", "Retry") + key("d", "details", "Details") + key("s", "shell", "Shell")
 
     def __init__(self, error: Exception, heading: str = ""):
         super().__init__()
@@ -276,7 +280,7 @@ class UnexpectedPage(Page[str]):
             "Setup cannot continue because of an unexpected error.\n\n"
             f"{type(self.error).__name__}: {str(self.error)[:300]}\n\n"
             "What was being done at that moment may be incomplete.\n\n"
-            f"The details are in the log, {LOG}.\n\n"
+            f"The details are in the log, {run.LOG}.\n\n"
             "To try again, press ENTER. To read the log, press D."
         ), markup=False, classes="popup fatal")
 
@@ -284,9 +288,7 @@ class UnexpectedPage(Page[str]):
 class LeaveQuestion(ModalScreen[bool]):
     """F3 asks."""
 
-    BINDINGS = [
-        *key("enter", "dismiss(False)"), *key("escape", "dismiss(False)"), *key("f3", "dismiss(True)"),
-    ]
+    BINDINGS = key("enter", "dismiss(False)") + key("escape", "dismiss(False)") + key("f3", "dismiss(True)")
 
     def __init__(self, warning: str, quit: str):
         super().__init__()
@@ -302,9 +304,7 @@ class LeaveQuestion(ModalScreen[bool]):
 class Sheet(Page[None]):
     """Something to read that lies over a page; the page goes on below it."""
 
-    BINDINGS = [
-        *key("enter", "close"), *key("escape", "close", "Back"), *key("f1", "close"), *key("d", "close"),
-    ]
+    BINDINGS = key("enter", "close") + key("escape", "close", "Back") + key("f1", "close") + key("d", "close")
 
     def action_close(self) -> None:
         self.app.pop_screen()
@@ -325,18 +325,18 @@ class HelpPage(Sheet):
 
 class LogPage(Sheet):
     HEADING = "The end of the log"
-    BINDINGS = [*key("s", "shell", "Shell")]
+    BINDINGS = key("s", "shell", "Shell")
     EXPLANATION = "The newest lines are at the end. The arrow keys, PAGE UP and PAGE DOWN move."
 
     def content(self) -> Iterable[Widget]:
         yield Listing(tail(), height=17, at_end=True)
-        yield text(str(LOG))
+        yield text(str(run.LOG))
 
 
 def tail() -> list[str]:
     """The last lines of the log, without their dates."""
     try:
-        with LOG.open(encoding="utf-8", errors="replace") as file:
+        with run.LOG.open(encoding="utf-8", errors="replace") as file:
             return [part for line in deque(file, _LOG_LINES) for part in textwrap.wrap(
                 line.rstrip("\n")[11:], TEXT_WIDTH - 4, subsequent_indent=" " * 9, drop_whitespace=False)]
     except OSError as error:
@@ -345,8 +345,6 @@ def tail() -> list[str]:
 
 class Work(Page[None]):
     """Long work, done by a thread that leaves here how far it is. It goes on when this page is not seen."""
-
-    BINDINGS = [*key("f1", "help"), *key("f3", "leave")]
 
     def __init__(self) -> None:
         super().__init__()
@@ -466,7 +464,7 @@ class ChecksPage(Page[None]):
 
 def check_lines(check: "Check") -> list[str]:
     result = "failed" if check.error else "warning" if check.note else "OK"
-    return [f"{check.title:.<{TEXT_WIDTH - 10}} {result}", *wrapped(check.note, indent="      ")]
+    return [f"{check.title + ' ':.<{TEXT_WIDTH - 10}} {result}", *wrapped(check.note, indent="      ")]
 
 
 def difference_lines(difference: Difference) -> list[str]:
@@ -493,7 +491,7 @@ class Browse(Page[str]):
     """Asks for a path. Answers "" when it is cancelled."""
 
     EXPLANATION = "Type the path and press ENTER. BACKSPACE deletes, the left and right arrows move. ESC goes back."
-    BINDINGS = [*key("escape", "answer('')", "Cancel"), *key("f1", "help", "Help")]
+    BINDINGS = key("escape", "answer('')", "Cancel") + key("f1", "help", "Help")
 
     def __init__(self, heading: str, explanation: str, value: str = ""):
         super().__init__()

@@ -11,7 +11,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-WIDTH = 80
+WIDTH, HEIGHT = 80, 25
 TEXT_WIDTH = 74                # columns 3 to 76
 COPYING = 57                   # column at which the status bar's right part starts
 

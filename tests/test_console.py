@@ -1,0 +1,923 @@
+"""The text console: every page against its golden, and the stories as keys and count-downs tell them."""
+
+import asyncio
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyte
+import pytest
+from textual.app import App
+from textual.widgets import Input
+
+import bootenv.run
+from bootenv import errors
+from bootenv.asr_disk import AsrDisk
+from bootenv.events import Difference, Progress
+from bootenv.layout import Disk, Layout, Mount
+from bootenv.match import Choice, Match
+from bootenv.prepare import Destination, Survey, label_of
+from bootenv.recover import Check
+from bootenv.restore import FoundBackup, Outcome
+from bootenv.sif import AsrSet, BackupReference, write_sif
+from console import prepare, recover, restore, screens
+from console.__main__ import main, stage
+from console.app import SetupApp
+from console.widgets import Gauge, Listing, drawable, half_blocks
+
+SCREENS = Path(__file__).parent / "screens"
+NEVER = 3600.0                         # a count-down's second that doesn't pass within a test
+
+LAYOUT = Layout(
+    disks=(Disk("d0", "/dev/vda", 8 << 30, label="gpt", transport="virtio"),),
+    mounts=(Mount("root", "/"), Mount("home", "/home")),
+)
+SET = AsrSet(
+    id="5f0c9a5e-6f0b-4a57-9a52-0d3c1c0e7a11", created=datetime(2026, 3, 14, 15, 9, tzinfo=UTC), host="demo",
+    system="Debian GNU/Linux 13 (trixie)", layout=LAYOUT,
+    backup=BackupReference("demo-20260314-1509.tar.zst", "/mnt/backup", label="BACKUP", files=20123, bytes=912345678),
+)
+DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
+BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same size", "blank", consent=False)
+FOREIGN = Choice(
+    LAYOUT.disks[0], Disk("d1", "/dev/sda", 20 << 30, model="Samsung SSD 870 EVO", transport="sata"),
+    "large enough", "3 partitions: SYSTEM [ntfs], vfat, DATA [ntfs]", consent=True)
+FOUND = FoundBackup("/run/asr/volumes/vdb1/demo.tar.zst", "/demo-20260314-1509.tar.zst on BACKUP (/dev/vdb1)", SET)
+DIFFERENCES = tuple(Difference(f"home/user/film{n}.mkv", "Its data is damaged in the backup.") for n in range(7))
+RECOVERED = Outcome("recovered", (), 754.0, 20123, 912345678, "/var/log/asr/report.txt")
+SURVEY = Survey(
+    draft=replace(SET, id="", backup=BackupReference()),
+    left_out=(Difference("/srv/data", "/dev/vdc1 [ext4] is not on a disk that the system needs."),), used=1900 << 20)
+DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20)
+
+
+def working(*events, outcome=None):
+    """A story's long work that says these things; an exception among them is raised."""
+    for event in events:
+        if isinstance(event, Exception):
+            raise event
+        yield event
+    return outcome
+
+
+FORMATTING = Progress("Setup is formatting...", 3, 8, subject="/home  Partition 3 [ext4]  8181 MB\n"
+                                                              "on 8192 MB Disk 0 at vda on virtio [GPT]")
+COPYING = Progress("Setup is copying files...", 77 << 20, 208 << 20, "root.squashfs")
+RESTORING = Progress("Restoring files...", 345678901, 912345678, "usr/lib/x86_64-linux-gnu/libc.so.6", "", 7654, 20123)
+BACKING_UP = replace(RESTORING, status="Backing up files...")
+
+
+def boot_recovery(**changes):
+    """bootenv.recover as it looks from the console, without a machine behind it."""
+    return SimpleNamespace(**{
+        "find_set": lambda: DISK,
+        "checks": lambda disk: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
+        "match_disks": lambda disk: Match((BLANK,), LAYOUT),
+        "recover": lambda disk, match: working(FORMATTING, COPYING),
+        "restart": Counted(),
+    } | changes)
+
+
+def os_restore(**changes):
+    return SimpleNamespace(**{
+        "pending_set": lambda: SET,
+        "checks": lambda set: iter([
+            Check("State of demo, created 2026-03-14 15:09 UTC"), Check("Hard disks as they were recorded"),
+            Check("Backup of this set")]),
+        "find_backup": lambda set: FOUND,
+        "open_backup": lambda path, set: replace(FOUND, place=path),
+        "restore": lambda set, backup: working(RESTORING, outcome=RECOVERED),
+        "restart": Counted(),
+    } | changes)
+
+
+def preparation(**changes):
+    return SimpleNamespace(**{
+        "destination": lambda survey, place: DESTINATION,
+        "select": lambda survey: working(Progress("Counting files...", 1, files=1), outcome="selection"),
+        "prepare": lambda survey, destination, selection: working(BACKING_UP, outcome=SET),
+        "write_disk": lambda set, place: working(Progress(f"Writing {place}", 1, 2)),
+        "label_of": label_of,
+    } | changes)
+
+
+class Counted:
+    """Counts how often it was called."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+
+
+def raises(error):
+    """A function that raises this, whatever it is called with."""
+    def raise_it(*_):
+        raise error
+    return raise_it
+
+
+def recover_app(story, tmp_path, tick=NEVER):
+    """Boot recovery on a machine whose hardware is known already."""
+    (tmp_path / "ready").touch()
+    return recover.RecoverApp(story, hardware_ready=tmp_path / "ready", tick=tick)
+
+
+async def welcome(pilot):
+    """Goes to page 4, at once where count-downs stand still."""
+    if pilot.app.tick == NEVER:
+        await until(pilot, "Press F6")
+        await pilot.press("enter")
+        await until(pilot, "Press F2")
+        await pilot.press("enter")
+    await until(pilot, "F2=ASR")
+
+
+async def insert_disk(pilot):
+    await welcome(pilot)
+    await pilot.press("f2")
+    await until(pilot, "Press any key when ready")
+
+
+class OnePage(SetupApp):
+    """Shows a page, and whatever else a test wants to see on the canvas."""
+
+    def __init__(self, page, story=None, tick=NEVER):
+        super().__init__(story or SimpleNamespace(restart=Counted()), tick=tick)
+        self.only = page
+
+    async def pages(self):
+        self.said = await self.ask(self.only)
+
+
+@pytest.fixture(autouse=True)
+def in_tmux(monkeypatch):
+    """As on the medium: there is a shell to offer, and a log with something in it."""
+    monkeypatch.setenv("TMUX", "/run/asr/tmux-0/default,123,0")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "screen")
+
+
+def cells(app: App):
+    """(character, style) of every cell that is seen, row by row."""
+    for strip in app.screen._compositor.render_strips():
+        yield [(character, segment.style) for segment in strip for character in segment.text]
+
+
+def screen_text(app: App) -> str:
+    return "".join("".join(character for character, _ in row).rstrip() + "\n" for row in cells(app))
+
+
+async def until(pilot, text: str, seconds: float = 5.0):
+    """Waits until the screen says something: what comes out of a thread takes its time."""
+    for _ in range(int(seconds * 50)):
+        await pilot.pause()
+        if text in screen_text(pilot.app):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{text!r} was not seen on\n{screen_text(pilot.app)}")
+
+
+def assert_canvas(app: App):
+    """Everything that a text console can draw, and nothing that it can't."""
+    rows = list(cells(app))
+    assert [len(row) for row in rows] == [80] * 25
+    for row in rows:
+        for character, style in row:
+            assert character == drawable(character), f"{character!r} is not in code page 437"
+            assert style.bgcolor.number in range(16)
+            assert (style.color is None and character == " ") or style.color.number in range(16)
+
+
+def at_work(page, progress, *differences):
+    """A page of work on which this has happened so far."""
+    page.newest = progress
+    page.differences += differences
+    return page
+
+
+def progress_page(heading, progress, *differences, seconds=251):
+    page = screens.ProgressPage(heading, "", "")
+    page.started -= seconds
+    page.phase -= seconds
+    page.copied = Progress(progress.status)
+    return at_work(page, progress, *differences)
+
+
+DISK_ERRORS = {
+    "error-no-asr-disk": (errors.NoAsrDisk(
+        "Setup could not find an ASR disk in any drive.",
+        hint="Insert the disk labeled Automated System Recovery Disk and press ENTER."), "cancel"),
+    "error-other-set": (errors.OtherSet(
+        "The backup belongs to another ASR set: expected demo, 2026-03-14 15:09; found web2, 2025-11-02 08:30.",
+        hint="Choose the backup that was made together with the ASR disk.", untouched="No file was restored."),
+        "browse"),
+    "error-damaged-sif": (errors.DamagedSif(
+        "The file ASR.SIF is damaged.", hint="Use another copy of the ASR disk."), "cancel"),
+    "error-newer-schema": (errors.NewerSchema(
+        "The ASR disk was written by a newer version.", hint="Use a newer recovery medium."),),
+    "error-disk-too-small": (errors.DiskTooSmall(
+        "Disk 1 needs at least 20480 MB; the largest free disk has 16384 MB.",
+        hint="Connect a larger disk and press ENTER."),),
+    "error-too-few-disks": (errors.TooFewDisks(
+        "This computer has 1 disk to recover onto. The set needs 2 critical disks.",
+        hint="Connect the missing disk and press ENTER."),),
+    "error-backup-not-found": (errors.BackupNotFound(
+        f"The backup demo.tar.zst of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). It was "
+        "written to /mnt/backup on the volume BACKUP.",
+        hint="Connect the disk that holds it and press ENTER, or press B and name the file.",
+        untouched="No file was restored yet."), "browse"),
+    "error-damaged-backup": (errors.DamagedBackup(
+        "Nothing in the backup can be read.", hint="Use another backup of this computer."), "browse"),
+    "error-command-failed": (errors.CommandFailed(
+        "sfdisk failed: cannot open /dev/vda: Input/output error", untouched="The disks were already changed."),),
+}
+
+def failed(error, *offers, **said):
+    return screens.ErrorPage(error, *offers, **said)
+
+
+# name of the golden: (the page, what it says when it is ready, the story behind it)
+PAGES = {
+    "02-inspecting": (lambda: recover.Inspecting(Path("/nonexistent")), "inspecting", None),
+    "03-prompt-f6": (recover.PromptF6, "F6", None),
+    "03-prompt-f2": (recover.PromptF2, "F2", None),
+    "04-welcome": (recover.Welcome, "Welcome", None),
+    "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_set=raises(errors.NoAsrDisk("none")))),
+    "05-disk-found": (recover.InsertDisk, "Created", boot_recovery()),
+    "06-checks": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
+        Check("ASR disk of demo, created 2026-03-14 15:09 UTC"), Check("Firmware"),
+        Check("Clock", note="This computer's clock is at 1999-12-31; files will be restored with their own dates."),
+        Check("Hard disks: 1 of 1 found")])), "seconds", None),
+    "07-disks": (lambda: recover.Disks(Match((BLANK,), LAYOUT)), "continues", None),
+    "07-disks-consent": (lambda: recover.Disks(Match((BLANK, FOREIGN), LAYOUT)), "CAUTION", None),
+    "08-format": (lambda: at_work(recover.Preparing(), FORMATTING), "37%", None),
+    "09-copy": (lambda: at_work(recover.Preparing(), COPYING), "37%", None),
+    "10-reboot": (recover.Reboot, "15 seconds", None),
+    "11-wizard": (lambda: restore.WizardWelcome(SET), "Seconds left", os_restore()),
+    "11-wizard-not-ready": (lambda: restore.WizardWelcome(SET), "looks again", os_restore(
+        checks=lambda set: iter([Check("Backup of this set", DISK_ERRORS["error-backup-not-found"][0])]))),
+    "12-source": (lambda: restore.Source(SET, lambda: FOUND, True), "10 seconds", os_restore()),
+    "12-browse": (lambda: screens.Browse("Browse for the backup", restore._BROWSE, "/mnt/backup"), "/mnt", None),
+    "13-completing": (lambda: restore.Completing(SET, FOUND, False), "press F", None),
+    "14-progress": (lambda: progress_page("Restore Progress", RESTORING), "37%", None),
+    "14-progress-differences": (
+        lambda: progress_page("Restore Progress", RESTORING, *DIFFERENCES), "37%", None),
+    "15-recovered": (lambda: restore.Result(SET, RECOVERED), "reboot in", None),
+    "15-differences": (lambda: restore.Result(
+        SET, replace(RECOVERED, result="differences", differences=DIFFERENCES)), "reboot in", None),
+    "15-not-recovered": (lambda: failed(
+        errors.CommandFailed("grub-install failed: cannot find a device for /boot/grub"),
+        heading=restore._NOT_RECOVERED, changed=restore._PARTLY), "NOT", None),
+    "15-failed": (lambda: restore.Result(SET, replace(RECOVERED, result="failed")), "NOT", None),
+    "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
+    "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
+    "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
+        "This FAT volume holds files of up to 4 GB; a larger backup will not fit.",))), "CAUTION", preparation()),
+    "19-selection": (lambda: at_work(prepare.Selecting(), Progress(
+        "Counting files...", 345678901, item="usr/share/doc/bash", files=7654)), "7,654", preparation()),
+    "19-backup": (lambda: progress_page("Backup Progress", BACKING_UP), "37%", preparation()),
+    "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
+    "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
+    "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
+    "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
+    "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
+    **{name: (lambda error=error: failed(*error), "Error ASR", None) for name, error in DISK_ERRORS.items()},
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
+    monkeypatch.setattr(bootenv.run, "LOG", Path("/run/asr/setup.log"))
+    monkeypatch.setattr(screens, "monotonic", lambda: 1000.0)
+    page, ready, story = PAGES[name]
+    app = OnePage(page(), story)
+    if name[:2] in ("18", "19", "20", "21", "22"):
+        app.title, app.QUIT = prepare.PrepareApp.TITLE, prepare.PrepareApp.QUIT
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, ready)
+        assert_canvas(app)
+        golden(SCREENS / f"{name}.txt", screen_text(app))
+        await pilot.press("f1")
+        await until(pilot, "ESC=Back")
+        assert_canvas(app)
+        assert screen_text(app).splitlines()[23] == "", "its help is too long"
+
+
+# Boot recovery
+
+async def test_boot_recovery_needs_nobody_once_the_disk_is_in(tmp_path):
+    app = recover_app(boot_recovery(), tmp_path, tick=0.001)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "F2=ASR")
+        await pilot.press("f2")
+        await until(pilot, "being restarted")
+    assert app.story.restart.times == 1
+
+
+async def test_nothing_pressed_leads_to_the_welcome_page_and_changes_nothing(tmp_path):
+    story = boot_recovery(find_set=None, checks=None, match_disks=None, recover=None)
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome to Setup")
+    assert story.restart.times == 0
+
+
+async def test_f2_acts_at_once_while_the_hardware_is_being_inspected(tmp_path):
+    app = recover.RecoverApp(boot_recovery(), hardware_ready=tmp_path / "ready", tick=NEVER)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "inspecting")
+        await pilot.press("f2")
+        await until(pilot, "An ASR disk was found")
+        await pilot.press("space")
+        await until(pilot, "inspecting")           # nothing is checked before all disks are known
+        (tmp_path / "ready").touch()
+        await until(pilot, "Hard disks: 1 of 1 found")
+
+
+async def test_f6_says_honestly_that_there_are_no_drivers_to_add(tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press F6")
+        await pilot.press("f6")
+        await until(pilot, "takes no drivers")
+        await pilot.press("enter")
+        await until(pilot, "Press F2")
+
+
+@pytest.mark.parametrize("key", ["r", "V", "p"])
+async def test_what_is_not_built_yet_says_so_and_goes_back(key, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press(key)
+        await until(pilot, "This version of Setup cannot")
+        assert_canvas(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "Welcome to Setup")
+
+
+async def test_a_key_without_a_disk_says_so_and_a_disk_is_noticed_by_itself(tmp_path):
+    drive = []
+
+    def find_set():
+        if not drive:
+            raise errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")
+        return drive[0]
+
+    async with recover_app(boot_recovery(find_set=find_set), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
+        await insert_disk(pilot)
+        await pilot.press("space")
+        await until(pilot, "could not find an ASR disk")
+        await pilot.press("enter")
+        await until(pilot, "Press any key when ready")
+        drive.append(DISK)
+        await until(pilot, "An ASR disk was found: floppy disk drive A:")
+
+
+async def test_esc_goes_back_from_the_disk_prompt_and_from_its_error(tmp_path):
+    story = boot_recovery(find_set=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")))
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await insert_disk(pilot)
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+        await pilot.press("f2")
+        await until(pilot, "Press any key")
+        await pilot.press("space")
+        await until(pilot, "could not find")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+
+
+async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
+    story = boot_recovery(find_set=raises(errors.DamagedSif("The file ASR.SIF is damaged.")))
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "ASR-011")
+
+
+async def test_a_failed_check_stops_before_the_first_write_and_is_repeated_on_enter(tmp_path):
+    results = [Check("Hard disks", errors.DiskTooSmall("Disk 0 needs more.")), Check("Hard disks")]
+    story = boot_recovery(checks=lambda disk: iter([results.pop(0)]), recover=None)
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await insert_disk(pilot)
+        await pilot.press("space")
+        await until(pilot, "Disk 0 needs more.")
+        await pilot.press("enter")
+        await until(pilot, "Hard disks ......")
+    assert results == []
+
+
+async def test_a_disk_with_other_content_waits_for_f8(tmp_path):
+    written = []
+    story = boot_recovery(match_disks=lambda disk: Match((FOREIGN,), LAYOUT),
+                          recover=lambda disk, match: working(outcome=written.append(match)))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "WILL BE LOST")
+        await pilot.press("enter", "space", "y")
+        await asyncio.sleep(0.2)
+        await until(pilot, "WILL BE LOST")
+        assert written == []
+        await pilot.press("f8")
+        await until(pilot, "being restarted")
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize(("error", "seen"), [
+    (errors.CommandFailed("mkfs.ext4 failed: Input/output error"), "mkfs.ext4 failed: Input/output error"),
+    (errors.ToolMissing("The program sfdisk is not on this system."), "The program sfdisk is not on this system."),
+    (ZeroDivisionError("division by zero"), "unexpected error"),
+])
+async def test_a_failure_while_disks_are_written_is_never_a_success(error, seen, tmp_path):
+    story = boot_recovery(recover=lambda disk, match: working(FORMATTING, error))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, seen)
+        await asyncio.sleep(0.1)
+        shown = screen_text(pilot.app)
+        assert "completed" not in shown
+        assert "Traceback" not in shown
+        assert "Nothing was changed" not in shown
+    assert story.restart.times == 0
+    assert type(error).__name__ in bootenv.run.LOG.read_text() or error.code in bootenv.run.LOG.read_text()
+
+
+# OS restore
+
+async def test_os_restore_goes_through_by_itself_and_restarts_once():
+    app = restore.RestoreApp(os_restore(), tick=0.001)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "being restarted")
+    assert app.story.restart.times == 1
+
+
+async def test_any_other_key_stops_the_ninety_seconds_and_n_goes_on():
+    async with restore.RestoreApp(os_restore(), tick=0.02).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Seconds left")
+        await pilot.press("x")
+        await until(pilot, "The wizard waits for you")
+        await asyncio.sleep(0.1)
+        await until(pilot, "The wizard waits for you")
+        await pilot.press("n")
+        await until(pilot, "The backup was found.")
+        await asyncio.sleep(0.4)                       # nor does a later page go on by itself now
+        await pilot.press("n")
+        await until(pilot, "press F")
+        await pilot.press("escape")
+        await until(pilot, "Data Recovery Source")
+
+
+async def test_the_ninety_seconds_begin_when_every_check_is_green():
+    missing = [Check("Backup of this set", errors.BackupNotFound("The backup is not here."))]
+    story = os_restore(checks=lambda set: iter(missing.copy() or [Check("Backup of this set")]))
+    async with restore.RestoreApp(story, tick=0.02).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "The backup is not here.")
+        assert "Seconds left" not in screen_text(pilot.app)
+        missing.clear()                                # the disk is connected: the wizard looks again by itself
+        await until(pilot, "Seconds left")
+
+
+async def test_a_backup_that_is_not_found_can_be_named():
+    story = os_restore(find_backup=raises(errors.BackupNotFound("It is on none of the disks.")),
+                       open_backup=lambda path, set: FoundBackup(path, path, set))
+    async with restore.RestoreApp(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Seconds left")
+        await pilot.press("n")
+        await until(pilot, "It is on none of the disks.")
+        await pilot.press("b")
+        await until(pilot, "Browse for the backup")
+        pilot.app.screen.query_one(Input).value = "/mnt/moved.tar.zst"
+        await pilot.press("enter")
+        await until(pilot, "Found at     /mnt/moved.tar.zst")
+
+
+async def test_another_sets_backup_is_refused():
+    story = os_restore(find_backup=raises(errors.BackupNotFound("It is on none of the disks.")),
+                       open_backup=raises(errors.OtherSet("The backup belongs to another ASR set.")))
+    async with restore.RestoreApp(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Seconds left")
+        await pilot.press("n")
+        await until(pilot, "It is on none of the disks.")
+        await pilot.press("b")
+        await until(pilot, "Browse for the backup")
+        await pilot.press("enter")
+        await until(pilot, "belongs to another ASR set")
+
+
+@pytest.mark.parametrize("error", [errors.DamagedBackup("Nothing can be read."), OSError("disk is gone")])
+async def test_a_restore_that_fails_waits_for_a_key_and_says_so(error):
+    story = os_restore(restore=lambda set, backup: working(RESTORING, error))
+    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT been recovered")
+        await asyncio.sleep(0.1)
+        assert "has been recovered" not in screen_text(pilot.app)
+        assert story.restart.times == 0
+        await pilot.press("enter")
+        await until(pilot, "Data Recovery Source")
+
+
+async def test_a_result_that_is_no_success_waits_for_a_key():
+    story = os_restore(restore=lambda set, backup: working(outcome=replace(RECOVERED, result="failed")))
+    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT been recovered")
+        await asyncio.sleep(0.1)
+        assert story.restart.times == 0
+        await pilot.press("enter")
+        await until(pilot, "being restarted")
+
+
+async def test_an_arrow_key_stops_the_reboot_and_moves_the_list_of_differences():
+    result = restore.Result(SET, replace(RECOVERED, result="differences", differences=DIFFERENCES))
+    async with OnePage(result, tick=0.1).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "8 more below")
+        await pilot.press("down")
+        await until(pilot, "To restart your computer, press ENTER.")
+        assert "7 more below" in screen_text(pilot.app)
+        assert "1 more above" in screen_text(pilot.app)
+        await pilot.press("end")
+        assert "more below" not in screen_text(pilot.app)
+
+
+# Long work
+
+async def test_a_flood_of_progress_is_drawn_ten_times_a_second_and_no_difference_is_lost(monkeypatch):
+    drawn = []
+    show = Gauge.show
+    monkeypatch.setattr(Gauge, "show", lambda self, *args: drawn.append(args) or show(self, *args))
+
+    def flood():
+        for n in range(20000):
+            yield replace(RESTORING, done=n, total=20000)
+            if n % 100 == 0:
+                yield Difference(str(n), "why")
+        return RECOVERED
+
+    app = restore.RestoreApp(os_restore(restore=lambda set, backup: flood()), tick=0.001)
+    async with app.run_test(size=(80, 25)) as pilot:
+        pages = []
+        monkeypatch.setattr(app, "perform", lambda page, events: pages.append(page) or SetupApp.perform(
+            app, page, events))
+        await until(pilot, "being restarted")
+    assert len(pages[0].differences) == 200
+    assert len([args for args in drawn if args[0] == "Progress"]) < 20
+
+
+async def test_work_goes_on_under_help_and_what_comes_next_is_seen(tmp_path):
+    go_on = threading.Event()
+
+    def slow(disk, match):
+        yield COPYING
+        assert go_on.wait(10)
+
+    async with recover_app(boot_recovery(recover=slow), tmp_path, tick=0.01).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "Copying: root.squashfs")
+        await pilot.press("f1")
+        await until(pilot, "Should the power fail")
+        go_on.set()
+        await until(pilot, "being restarted")
+
+
+async def test_a_count_down_waits_while_help_is_read():
+    async with OnePage(recover.Reboot(), tick=0.1).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "will reboot")
+        await pilot.press("f1")
+        await until(pilot, "Help")
+        left = pilot.app.page.seconds
+        await asyncio.sleep(0.4)
+        assert pilot.app.page.seconds == left > 0
+
+
+# Keys of every page
+
+async def test_f3_asks_and_restarts_once(tmp_path):
+    app = recover_app(boot_recovery(), tmp_path)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f3")
+        await until(pilot, "has not finished")
+        assert_canvas(app)
+        await pilot.press("enter")
+        await until(pilot, "F2=ASR")
+        assert app.story.restart.times == 0
+        await pilot.press("f3")
+        await until(pilot, "has not finished")
+        await pilot.press("f3")
+        await until(pilot, "being restarted")
+    assert app.story.restart.times == 1
+
+
+async def test_ctrl_c_and_ctrl_q_do_not_quit_and_a_line_feed_is_enter():
+    app = OnePage(screens.Notice("Heading", "Text"))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Heading")
+        await pilot.press("ctrl+c", "ctrl+q", "ctrl+z")
+        assert app.is_running
+        assert not hasattr(app, "said")
+        await pilot.press("ctrl+j")
+        await until(pilot, "being restarted")
+
+
+async def test_d_shows_the_end_of_the_log():
+    bootenv.run.log(*(f"line {n}" for n in range(100)), "x" * 100)
+    async with OnePage(recover.Welcome()).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome")
+        await pilot.press("D")
+        await until(pilot, "line 99")
+        assert_canvas(pilot.app)
+        await pilot.press("home")
+        await until(pilot, "line 0")
+        await pilot.press("escape")
+        await until(pilot, "Welcome")
+
+
+async def test_s_opens_a_shell_beside_the_console_but_only_where_there_is_tmux(monkeypatch):
+    started = []
+    monkeypatch.setattr(bootenv.run, "run", started.append)
+    async with OnePage(recover.Welcome()).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "S=Shell")
+        await pilot.press("s")
+        await pilot.pause()
+    assert started[0][:4] == ("tmux", "-S", "/run/asr/tmux-0/default", "new-window")
+    monkeypatch.delenv("TMUX")
+    async with OnePage(recover.Welcome()).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome")
+        assert "hell" not in screen_text(pilot.app)
+
+
+# Terminals
+
+async def test_a_terminal_of_24_lines_loses_the_first_row():
+    async with OnePage(recover.Reboot()).run_test(size=(80, 24)) as pilot:
+        await until(pilot, "15 seconds")
+        assert screen_text(pilot.app).splitlines() == (SCREENS / "10-reboot.txt").read_text().splitlines()[1:]
+
+
+async def test_a_larger_terminal_has_the_same_canvas_in_its_middle():
+    async with OnePage(recover.Reboot()).run_test(size=(120, 41)) as pilot:
+        await until(pilot, "15 seconds")
+        rows = [line[20:] for line in screen_text(pilot.app).splitlines()[8:33]]
+        assert rows == (SCREENS / "10-reboot.txt").read_text().splitlines()
+
+
+async def test_no_glyphs_and_no_colours_leave_a_screen_that_can_be_read(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("ASR_GLYPHS", "ascii")
+    page = at_work(recover.Preparing(), COPYING)
+    async with OnePage(page).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "37%")
+        shown = screen_text(pilot.app)
+        assert shown.isascii()
+        assert "#" * 19 in shown
+        rows = list(cells(pilot.app))
+    assert all(style.reverse and not style.bgcolor for _, style in rows[24])
+    assert not any(style.reverse for row in rows[:24] for _, style in row)
+
+
+def test_half_blocks_move_in_half_cells():
+    assert [half_blocks(n / 8, 4) for n in (0, 1, 2, 8)] == ["    ", "▌   ", "█   ", "████"]
+
+
+def test_what_a_text_console_cannot_draw_becomes_a_question_mark():
+    assert drawable("naïve  € 漢 \udcff\x1b[0m\t│•█") == "na\xefve  ? ? ??[0m    │•█"
+
+
+async def test_a_list_box_ends_where_its_lines_end():
+    page = screens.Notice("Heading")
+    page.content = lambda: [Listing([f"line {n}" for n in range(12)], height=7)]
+    async with OnePage(page).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "7 more below")
+        await pilot.press("pagedown", "pagedown", "pagedown")
+        await until(pilot, "7 more above")
+        assert "line 11" in screen_text(pilot.app)
+        await pilot.press("pageup", "up")
+        await until(pilot, "1 more above")
+
+
+# Preparation
+
+async def test_the_wizard_prepares_a_set_and_only_then_ends_with_0():
+    app = prepare.PrepareApp(preparation(), SURVEY, tick=0.001)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "press N")
+        await pilot.press("n")
+        await until(pilot, "Backup Destination")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "formatted diskette")
+        await pilot.press("enter")
+        await until(pilot, "label it as shown")
+        await pilot.press("enter")
+        await until(pilot, "NOT protected")
+        await pilot.press("enter")
+    assert app.return_code == 0
+
+
+async def test_a_refused_destination_is_explained_on_the_page_that_asks():
+    refused = errors.DestinationRefused("/home lies on /dev/vda, a disk that recovery will format.",
+                                        hint="Choose a place on another disk or on the network.")
+    app = prepare.PrepareApp(preparation(destination=raises(refused)), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "press N")
+        await pilot.press("n")
+        await until(pilot, "Backup Destination")
+        await pilot.press(*"/home", "enter")
+        await until(pilot, "a disk that recovery will format")
+        assert_canvas(app)
+
+
+async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
+    cleaned = []
+
+    def endless(survey, destination, selection):
+        try:
+            for _ in range(2000):
+                time.sleep(0.005)
+                yield BACKING_UP
+        finally:
+            cleaned.append(True)
+
+    app = prepare.PrepareApp(preparation(prepare=endless), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "press N")
+        await pilot.press("n")
+        await until(pilot, "Backup Destination")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "37%")
+        await pilot.press("f3")
+        await until(pilot, "To continue, press ENTER")
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+    assert cleaned == [True]
+    assert app.return_code == 1
+
+
+async def test_a_disk_that_cannot_be_written_can_be_replaced_by_another():
+    places = []
+
+    def write_disk(set, place):
+        places.append(place)
+        if place == "/dev/fd0":
+            raise errors.AsrDiskUnwritable("/dev/fd0 could not be written.")
+        yield Progress(f"Writing {place}", 1, 2)
+
+    app = prepare.PrepareApp(preparation(write_disk=write_disk), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "press N")
+        await pilot.press("n")
+        await until(pilot, "Backup Destination")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "formatted diskette")
+        await pilot.press("enter")
+        await until(pilot, "/dev/fd0 could not be written.")
+        await pilot.press("b")
+        await until(pilot, "Another place")
+        await pilot.press(*"/tmp/a.img", "enter")
+        await until(pilot, "label it as shown")
+    assert places == ["/dev/fd0", "/tmp/a.img"]
+
+
+# The command
+
+def test_the_engine_never_imports_the_console():
+    """In a process of its own: here they are imported already."""
+    rooms = sorted(path.stem for path in Path(bootenv.run.__file__).parent.glob("*.py"))
+    program = (f"import sys, importlib\nfor room in {rooms}: importlib.import_module('bootenv.' + room)\n"
+               "print([m for m in sys.modules if m.split('.')[0] in ('textual', 'rich', 'console')])")
+    assert in_a_process("-c", program).stdout == "[]\n"
+
+
+def test_a_command_without_screen_imports_neither_textual_nor_rich():
+    program = ("import sys, console.__main__ as asr\nasr.main(['plan', '/nonexistent.sif'])\n"
+               "print([m for m in sys.modules if m.split('.')[0] in ('textual', 'rich')])")
+    assert in_a_process("-c", program).stdout == "[]\n"
+
+
+def in_a_process(*arguments):
+    process = subprocess.Popen((sys.executable, *arguments), cwd=SCREENS.parents[1], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+    return SimpleNamespace(stdout=out, stderr=err, returncode=process.returncode)
+
+
+@pytest.mark.parametrize(("cmdline", "expected"), [
+    ("quiet asr.id=x asr.stage=restore nomodeset\n", "restore"), ("asr.stage=recover", "recover"), ("quiet", "recover"),
+    ("asr.stage=recover asr.stage=restore", "restore"),
+])
+def test_the_kernels_command_line_names_the_stage(cmdline, expected):
+    assert stage(cmdline) == expected
+
+
+@pytest.fixture
+def as_root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+@pytest.fixture
+def headless(monkeypatch, as_root):
+    """bootenv.prepare with nothing behind it."""
+    import bootenv.prepare as story
+
+    for name, function in vars(preparation(survey=lambda: SURVEY)).items():
+        monkeypatch.setattr(story, name, function)
+    return story
+
+
+def test_prepare_without_a_screen_ends_with_0_when_all_was_read_back(headless, capsys):
+    assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 0
+    said = capsys.readouterr().out
+    assert "Backing up files...   38%  7,654 of 20,123 files" in said
+    assert "/mnt/backup/demo-20260314-1509.tar.zst" in said
+    assert "NOT protected: /srv/data" in said
+    assert said.endswith("The backup and the ASR disk were read back and match.\n")
+
+
+@pytest.mark.parametrize("step", ["survey", "destination", "select", "prepare", "write_disk"])
+def test_prepare_fails_with_1_and_words_wherever_it_fails(step, headless, monkeypatch, capsys):
+    monkeypatch.setattr(headless, step, raises(errors.DestinationFull("The disk is full.", hint="Take a larger one.",
+                                                                      untouched="No set was made.")))
+    assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 1
+    told = capsys.readouterr()
+    assert told.err == "asr: ASR-033: The disk is full.\nNo set was made.\nTake a larger one.\n"
+    assert "match" not in told.out
+
+
+def test_prepare_says_at_once_that_it_needs_root(monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 1
+    assert "needs root" in capsys.readouterr().err
+
+
+def test_prepare_wants_both_places_where_nobody_can_be_asked(capsys):
+    for arguments in (["prepare"], ["prepare", "--to", "/mnt"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    assert "--disk" in capsys.readouterr().err
+
+
+def test_verify_counts_what_is_damaged(monkeypatch, capsys):
+    import bootenv.backup
+
+    monkeypatch.setattr(bootenv.backup, "verify_backup", lambda path: working(BACKING_UP, *DIFFERENCES))
+    assert main(["verify", "/mnt/x.tar.zst"]) == 1
+    assert "home/user/film6.mkv: Its data is damaged in the backup." in capsys.readouterr().out
+    monkeypatch.setattr(bootenv.backup, "verify_backup", lambda path: working(BACKING_UP))
+    assert main(["verify", "/mnt/x.tar.zst"]) == 0
+    assert "The backup is whole." in capsys.readouterr().out
+
+
+def test_plan_prints_the_commands_of_an_asr_sif(tmp_path, capsys):
+    (tmp_path / "asr.sif").write_bytes(write_sif(replace(SET, layout=Layout(LAYOUT.disks))))
+    assert main(["plan", str(tmp_path / "asr.sif")]) == 0
+    assert "$ sfdisk" in capsys.readouterr().out
+
+
+# A real terminal
+
+def test_the_real_program_draws_page_2_on_a_terminal_and_ends_with_it():
+    """The whole program on a pty, seen as a terminal emulator sees it."""
+    screen = pyte.Screen(80, 25)
+    stream = pyte.ByteStream(screen)
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    process = subprocess.Popen((sys.executable, "-m", "console", "console"), cwd=SCREENS.parents[1],
+                               stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+                               env=os.environ | {"TERM": "screen", "LANG": "C.UTF-8", "LINES": "", "COLUMNS": ""})
+    os.close(slave)
+    try:
+        def see(words):
+            end = time.monotonic() + 20
+            while words not in "\n".join(screen.display):
+                assert time.monotonic() < end, "\n".join(screen.display)
+                if select.select([master], [], [], 0.1)[0]:
+                    stream.feed(os.read(master, 65536))
+
+        see("Setup is inspecting")
+        assert "".join(line.rstrip() + "\n" for line in screen.display) == (SCREENS / "02-inspecting.txt").read_text()
+        assert {cell.bg for cell in screen.buffer[12].values()} == {"blue"}
+        assert {cell.bg for cell in screen.buffer[24].values()} == {"white"}
+        os.write(master, b"\x1b[[A")                  # F1 as the Linux console sends it
+        see("ESC=Back")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
