@@ -4,7 +4,7 @@ The format, for whoever writes another reader. Integers in binary are little-end
 
     file        = frame description frame description ... index index tail
     frame       = one zstd frame with content size and content checksum
-    description = a skippable zstd frame: "ASRFRAME", then a zstd frame of one frame record
+    description = a skippable zstd frame: "ASRFRAME", u32 CRC-32 of the frame record that follows
     index       = a skippable zstd frame: "ASRINDEX", u64 length of the table, the table, the members
     tail        = a skippable zstd frame of 36 bytes: "ASR-TAIL", u64 place of the first index, u64 of the second,
                   u64 bytes of one index, u32 CRC-32 of the 32 bytes before it
@@ -67,6 +67,7 @@ SKIPPABLE = 0x184D2A5A
 FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
 MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
 _TAIL_SIZE = 8 + 36
+_FLUSH = 32 * 2**20
 _CHUNK = 2**20                 # of index text under one checksum
 
 
@@ -74,7 +75,7 @@ class Frame(NamedTuple):
     """A frame ready to be written, and what the index is to say of it."""
 
     kind: str
-    packed: bytes
+    packed: bytes | memoryview
     size: int
     files: int
     records: bytes             # the members, each ended by NUL
@@ -113,7 +114,7 @@ class DamagedFrame(Exception):
     """A frame isn't what its checksum says."""
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
@@ -157,18 +158,13 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return zstandard.ZstdDecompressor()
 
 
-def _unpack_chunks(data: bytes) -> Iterator[bytes]:
-    """zstd frames end to end, each unpacked. Raises ZstdError at the first that is damaged."""
-    while data:
-        stream = _decompressor().decompressobj()
-        yield stream.decompress(data)
-        if not stream.eof:
-            raise zstandard.ZstdError("cut off")
-        data = stream.unused_data
-
-
 def _skippable(*parts: bytes) -> bytes:
     return struct.pack("<II", SKIPPABLE, sum(map(len, parts))) + b"".join(parts)
+
+
+def _description(place: Place) -> bytes:
+    text = _frame_record(place)
+    return _skippable(FRAME, struct.pack("<I", zlib.crc32(text)), text)
 
 
 def _frame_record(place: Place) -> bytes:
@@ -208,6 +204,7 @@ class Output:
         self.written = 0
         self.parts: list[Path] = []            # the temporary names, in order
         self._here = 0                         # bytes in the newest volume
+        self._flushed = 0                      # of them on their way to the disk
         self._fd = -1
         try:
             if destination.exists() and not destination.is_file():
@@ -222,7 +219,7 @@ class Output:
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino
 
-    def write(self, *pieces: bytes) -> None:
+    def write(self, *pieces: bytes | memoryview) -> None:
         try:
             for piece in pieces:
                 self._write(memoryview(piece))
@@ -271,6 +268,11 @@ class Output:
                 continue
             self._here += count
             self.written += count
+            if self._here - self._flushed >= _FLUSH:
+                # Begins to write it to the disk now, so that there is little left to wait for at the end, and keeps
+                # the backup from driving the machine's own files out of its memory.
+                os.posix_fadvise(self._fd, 0, self._here, os.POSIX_FADV_DONTNEED)
+                self._flushed = self._here
             data = data[count:]
 
     def _next_volume(self) -> None:
@@ -287,7 +289,7 @@ class Output:
         part = _part(name)
         self._fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.parts.append(part)
-        self._here = 0
+        self._here = self._flushed = 0
 
     def _volume(self, number: int) -> Path:
         return self.destination.with_name(f"{self.destination.name}.{number:03d}")
@@ -328,7 +330,7 @@ class Writer:
     def add(self, frame: Frame) -> None:
         place = Place(self._seq, frame.kind, self._output.written, len(frame.packed), frame.size,
                       int.from_bytes(frame.packed[-4:], "little"), frame.at, frame.files, frame.path)
-        self._output.write(frame.packed, _skippable(FRAME, pack(_frame_record(place), 1)))
+        self._output.write(frame.packed, _description(place))
         self._table.add(_frame_record(place._replace(path=b"")))
         if frame.records:
             self._members.add(b"=%d\0%b" % (self._seq, frame.records))
@@ -366,7 +368,7 @@ class Spool:
     def flush(self) -> int:
         """All that was added is in the file; its bytes."""
         if self._size:
-            self.flushed += self._file.write(pack(b"".join(self._pending), 3))
+            self.flushed += self._file.write(pack(b"".join(self._pending), 1))
             self._pending, self._size = [], 0
         return self.flushed
 
@@ -561,9 +563,11 @@ class Index:
         last = -1
         for place, size in self._search(FRAME):
             try:
-                text = b"".join(_unpack_chunks(self._volumes.read(place + 16, min(size, 2**17) - 16)))
-                frame = _parse_frame_record(text.removesuffix(b"\0"))
-            except (zstandard.ZstdError, ValueError):
+                data = self._volumes.read(place + 16, min(size, 2**17) - 16)
+                if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+                    continue
+                frame = _parse_frame_record(data[4:].removesuffix(b"\0"))
+            except ValueError:
                 continue
             if place > last:                   # one that lies where two searches overlap is found twice
                 last = place

@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from bootenv.collect import (
     unread,
     xattrs_of,
 )
-from bootenv.crew import Crew, Message, Task
+from bootenv.crew import Block, Crew, Message, Task
 from bootenv.directories import Directories, allow_depth
 from bootenv.errors import DamagedBackup, DestinationFull, TargetNotMounted
 from bootenv.events import Difference, Event, Progress
@@ -118,7 +119,7 @@ def _walk(reading: Reading, excluded) -> Iterator[tuple[Tree, os.stat_result, by
                     for entry in listing:
                         name = os.fsencode(entry.name)
                         below = b"%b/%b" % (path, name) if path else name
-                        if excluded(tree.name(below)):
+                        if excluded and excluded(tree.name(below)):
                             continue
                         if not entry.is_dir(follow_symlinks=False):
                             yield tree, entry.stat(follow_symlinks=False), below
@@ -280,7 +281,7 @@ class _Writing:
             paths.append(self._directories.pop()[1])
         return ("walk", self._level, tree, paths)
 
-    def _take(self, value: tuple, block: bytes) -> Iterator[Event]:
+    def _take(self, value: tuple, block: Block) -> Iterator[Event]:
         kind, *rest = value
         if kind == "frame":
             size, item, unpacked, files, records = rest
@@ -289,7 +290,7 @@ class _Writing:
             self._bytes += size
             yield from self._progress(item)
         elif kind == "again":
-            self._again.add(block)
+            self._again.add(bytes(block))
         else:
             self._unanswered -= 1
             tree, directories, names, linked, large, lost, differences = rest
@@ -356,19 +357,19 @@ class _Writing:
         finally:
             directories.close()
         status = os.fstat(fd)
-        member = from_stat(archived, status)._replace(
-            xattrs=xattrs_of(fd), flags=flags_of(fd), extents=extents_of(fd, status))
-        return _Large(fd, status, archived), member
+        extents = extents_of(fd, status) if status.st_blocks * 512 < status.st_size else None
+        return _Large(fd, status, archived), from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents)
 
-    def _take_piece(self, value: tuple, block: bytes) -> Iterator[Event]:
+    def _take_piece(self, value: tuple, block: Block) -> Iterator[Event]:
         """Write the pieces in their order."""
-        self._held[value[1]] = value, block
+        # The block is lent until the next message, so one that must wait for its turn is copied.
+        self._held[value[1]] = value, block if value[1] == self._next else bytes(block)
         while self._next in self._held:
             (_, *rest), block = self._held.pop(self._next)
             yield from self._write_piece(block, *rest)
             self._next += 1
 
-    def _write_piece(self, block: bytes, number: int, why: str, stored: int, size: int, record: bytes, at: int,
+    def _write_piece(self, block: Block, number: int, why: str, stored: int, size: int, record: bytes, at: int,
                      archived: bytes) -> Iterator[Event]:
         self._writer.add(Frame("+" if at else "m", block, size, 0 if at else 1, record, at, archived if at else b""))
         self._bytes += stored
@@ -541,8 +542,9 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
         wanted = tuple(os.fsencode(name.strip("/")) for name in only)
         devices = frozenset(device for _, kind, device in _mounts() if kind in _FOREIGN)
         directory = os.fsencode(target)
-        extractor = Extractor(None, directory, devices, wanted)
-        with Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
+        # Closed at once: the target is unmounted next.
+        with closing(Extractor(None, directory, devices, wanted)) as extractor, \
+                Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
             yield from _Restoring(index, crew, extractor, wanted).events()
 
 

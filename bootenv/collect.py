@@ -13,13 +13,16 @@ import os
 import re
 import stat
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bootenv.archive import Frame, member_record, pack
 from bootenv.crew import Message
 from bootenv.directories import Directories, allow_depth
-from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, from_stat, padding
+from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, from_stat, kind_of, padding
 
 BATCH = 2**20                  # members are gathered to this size, so that damage is bounded
 PIECE = 4 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
@@ -34,7 +37,8 @@ SOCKET = "A socket is made anew by its program; it is not in the backup."
 # O_NONBLOCK: a name that becomes a fifo must not stop the backup. O_NOATIME: reading must leave no trace.
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _GETFLAGS = 0x80006601 | struct.calcsize("l") << 16        # FS_IOC_GETFLAGS is _IOR('f', 1, long)
-_KEPT_FLAGS = sum(FLAGS.values())
+_NO_FLAGS = bytes(8)
+_ENCODING = sys.getfilesystemencoding()
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,15 @@ class Reading:
     left_out: Mapping[tuple[int, int], str]            # device and inode, and why: the backup itself, swap files
     exclude: tuple[str, ...] = ()                      # patterns of fnmatch on the path in the backup
 
-    def excluded(self) -> Callable[[bytes], bool]:
-        """Is this path in the backup left out by its name?"""
-        if not self.exclude:
-            return lambda path: path == self.first
-        pattern = re.compile("|".join(map(fnmatch.translate, self.exclude)))
-        return lambda path: path == self.first or pattern.match(os.fsdecode(path)) is not None
+    def excluded(self) -> Callable[[bytes], object] | None:
+        """Is this path in the backup left out by its name? None: none is."""
+        patterns = [fnmatch.translate(pattern) for pattern in self.exclude]
+        if self.first:
+            patterns.append(re.escape(os.fsdecode(self.first)) + r"\Z")
+        if not patterns:
+            return None
+        match = re.compile("|".join(patterns)).match
+        return lambda path: match(os.fsdecode(path))
 
 
 # Looking at one file
@@ -94,17 +101,20 @@ def xattrs_of(file: int | bytes) -> tuple[tuple[str, bytes], ...]:
 
 def flags_of(fd: int) -> str:
     try:
-        bits = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, b"\0" * 8)[:4], "little") & _KEPT_FLAGS
+        return _letters(fcntl.ioctl(fd, _GETFLAGS, _NO_FLAGS))
     except OSError:                            # the file system has none
         return ""
-    return "".join(letter for letter, bit in FLAGS.items() if bits & bit) if bits else ""
+
+
+@lru_cache(maxsize=64)
+def _letters(bits: bytes) -> str:
+    present = int.from_bytes(bits[:4], "little")
+    return "".join(letter for letter, bit in FLAGS.items() if present & bit)
 
 
 def extents_of(fd: int, status: os.stat_result) -> tuple[Extent, ...] | None:
     """Where a file's data lie, ending with its size as GNU tar wants it; None if it has no holes."""
     size = status.st_size
-    if status.st_blocks * 512 >= size:
-        return None
     extents: list[Extent] = []
     at = 0
     while at < size:
@@ -142,6 +152,11 @@ def _fewer(extents: list[Extent]) -> list[Extent]:
 
 def read_range(fd: int, offset: int, length: int) -> tuple[bytes, str]:
     """Exactly so many bytes, zeros for those that can't be had, and why some can't ("" if none)."""
+    data = b""
+    with suppress(OSError):                    # what follows deals with it
+        data = os.pread(fd, length, offset)
+    if len(data) == length:
+        return data, ""
     why = ""
     pieces = []
     end = offset + length
@@ -255,19 +270,12 @@ class Collector:
             return
         self._found = Found([], [], [], [], [], [])
         if kind == "walk":
-            for _ in self._walk(*rest):
-                yield from self._full(level)
+            yield from self._walk(level, *rest)
         elif kind == "names":
-            for _ in self._names(*rest):
-                yield from self._full(level)
+            yield from self._names(level, *rest)
         else:
             self._one(*rest)
-            yield from self._full(level)
         yield ("found", rest[0], *vars(self._found).values()), b""
-
-    def _full(self, level: int) -> Iterator[Message]:
-        if self._batch.size >= BATCH:
-            yield from self._flush(level)
 
     def _flush(self, level: int) -> Iterator[Message]:
         if self._batch.size:
@@ -278,7 +286,7 @@ class Collector:
             yield ("again",), b"".join(self._again)
             self._again = []
 
-    def _walk(self, tree: int, paths: list[bytes]) -> Iterator[None]:
+    def _walk(self, level: int, tree: int, paths: list[bytes]) -> Iterator[Message]:
         for path in paths:
             name = self._trees[tree].name(path)
             try:
@@ -288,25 +296,32 @@ class Collector:
                     continue                   # an empty directory here, whatever is mounted there
                 with os.scandir(directory) as listing:
                     # In the order of inodes, which on a disk is the order of what is to be read.
-                    entries = sorted((entry.inode(), os.fsencode(entry.name), _type(entry)) for entry in listing)
+                    entries = sorted([(entry.inode(), entry.name.encode(_ENCODING, "surrogateescape"),
+                                       "f" if entry.is_file(follow_symlinks=False) else _type(entry))
+                                      for entry in listing])
             except OSError as error:
                 self._differs(name, unread(error))
                 continue
             for start in range(MANY, len(entries), MANY):
-                self._found.names.append((path, b"\0".join(e[1] for e in entries[start:start + MANY])))
+                self._found.names.append((path, b"\0".join([e[1] for e in entries[start:start + MANY]])))
+            below, archived = path and path + b"/", name and name + b"/"
             for _, entry, kind in entries[:MANY]:
-                self._entry(tree, directory, path, entry, kind)
-                yield
+                self._entry(directory, entry, below + entry, archived + entry, kind)
+                if self._batch.size >= BATCH:
+                    yield from self._flush(level)
 
-    def _names(self, tree: int, path: bytes, names: bytes) -> Iterator[None]:
+    def _names(self, level: int, tree: int, path: bytes, names: bytes) -> Iterator[Message]:
+        archived = self._trees[tree].name(path)
+        try:
+            directory = self._directories[tree].open(path)
+        except OSError as error:
+            self._differs(archived, unread(error))
+            return
+        below, archived = path and path + b"/", archived and archived + b"/"
         for name in names.split(b"\0"):
-            try:
-                directory = self._directories[tree].open(path)
-            except OSError as error:
-                self._differs(self._trees[tree].name(path), unread(error))
-                return
-            self._entry(tree, directory, path, name, "?")
-            yield
+            self._entry(directory, name, below + name, archived + name, "?")
+            if self._batch.size >= BATCH:
+                yield from self._flush(level)
 
     def _one(self, tree: int, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
@@ -316,34 +331,32 @@ class Collector:
         except OSError as error:
             self._differs(self._trees[tree].name(path), unread(error))
         else:
-            self._entry(tree, directory, parent, name, "?", alone=False)
+            self._entry(directory, name, path, self._trees[tree].name(path), "?", alone=False)
         if any(why != CHANGED for _, why in self._found.differences[before:]):
             self._found.lost.append(self._trees[tree].name(path))
 
     def _directory(self, fd: int, name: bytes, path: bytes) -> None:
-        member = from_stat(name, os.fstat(fd))._replace(xattrs=xattrs_of(fd), flags=flags_of(fd))
+        member = from_stat(name, os.fstat(fd), xattrs_of(fd), flags_of(fd))
         head = self._batch.add(member)
         # Where another tree goes, its own root is what the directory is like once that is mounted.
         if not path or name not in self._prefixes:
             self._again.append(head)
 
-    def _entry(self, tree: int, directory: int, parent: bytes, name: bytes, kind: str, alone: bool = True) -> None:
+    def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: str, alone: bool = True) -> None:
         """alone: several names make it one for the main process, which knows the names that others found."""
-        path = b"%b/%b" % (parent, name) if parent else name
-        member = self._trees[tree].name(path)
-        if self._excluded(member):
+        if self._excluded and self._excluded(archived):
             return
         try:
             if kind == "?":
-                kind = from_stat(b"", os.lstat(name, dir_fd=directory)).kind
-            if kind == "d":
+                kind = kind_of(os.lstat(name, dir_fd=directory))
+            if kind == "f":
+                self._file(directory, name, path, archived, alone)
+            elif kind == "d":
                 self._found.directories.append(path)
-            elif kind == "f":
-                self._file(directory, name, path, member, alone)
             else:
-                self._special(directory, name, path, member, alone)
+                self._special(directory, name, path, archived, alone)
         except OSError as error:
-            self._differs(member, unread(error))
+            self._differs(archived, unread(error))
 
     def _file(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
         fd = open_file(name, directory)
@@ -372,35 +385,29 @@ class Collector:
         return False
 
     def _small(self, fd: int, status: os.stat_result, archived: bytes) -> None:
-        member = from_stat(archived, status)._replace(xattrs=xattrs_of(fd), flags=flags_of(fd))
         size = status.st_size
-        if not size:
-            self._batch.add(member)
-            return
-        extents = extents_of(fd, status)
-        if extents is None:
-            content, why = read_range(fd, 0, size)
-        else:
-            member = member._replace(extents=extents)
-            content, why = read_extents(fd, extents)
-        if not why and changed(status, os.fstat(fd)):
-            why = CHANGED
-        if why:
-            self._differs(archived, why)
-        self._batch.add(member, content)
+        extents = extents_of(fd, status) if status.st_blocks * 512 < size else None
+        content, why = b"", ""
+        if size:
+            content, why = read_range(fd, 0, size) if extents is None else read_extents(fd, extents)
+            if not why and changed(status, os.fstat(fd)):
+                why = CHANGED
+            if why:
+                self._differs(archived, why)
+        self._batch.add(from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents), content)
 
     def _special(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
         status = os.lstat(name, dir_fd=directory)
-        member = from_stat(archived, status)
-        if member.kind == "s":
+        kind = kind_of(status)
+        if kind == "s":
             self._differs(archived, SOCKET)
-        elif member.kind in "fd":
+        elif kind in "fd":
             self._differs(archived, REPLACED)
         elif not self._elsewhere(status, path, archived, alone):
-            link = os.readlink(name, dir_fd=directory) if member.kind == "l" else b""
+            link = os.readlink(name, dir_fd=directory) if kind == "l" else b""
             # No descriptor of these can be had that would do for attributes.
             xattrs = xattrs_of(b"/proc/self/fd/%d/%b" % (directory, name))
-            self._batch.add(member._replace(link=link, xattrs=xattrs))
+            self._batch.add(from_stat(archived, status, xattrs, link=link))
 
     def _piece(self, level: int, number: int, source: bytes, head: bytes, extents: list[Extent], at: int,
                size: int, last: bool, archived: bytes) -> Iterator[Message]:

@@ -1,11 +1,14 @@
 """Worker processes that share long work with the main one.
 
 They are started as programs of their own, not forked: the caller may be a thread of a program with many, where a
-fork can deadlock. What crosses is marshal (both sides are the same Python) and, beside it, one block of bytes.
+fork can deadlock. What crosses is marshal (both sides are the same Python) through a pipe and, beside it, one block of
+bytes through memory that both have mapped: through a pipe it would be copied twice more.
 """
 
+import gc
 import importlib
 import marshal
+import mmap
 import os
 import select
 import signal
@@ -16,17 +19,23 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fcntl import F_SETPIPE_SZ, fcntl
-from typing import Self
+from typing import Any, Self
 
 from bootenv.errors import AsrError
 
-Message = tuple[tuple, bytes]
+Block = bytes | memoryview     # a memoryview is good until the next message is asked for
+Message = tuple[tuple, Block]
 Task = tuple
 
-_HEAD = struct.Struct("<II")                   # bytes of the marshalled value and of the block
+_HEAD = struct.Struct("<IIi")                  # bytes of the marshalled value and of the block, and the block's slot
+_SLOTS = 3                                     # blocks of a worker that wait for the main process
+_SLOT = 5 * 2**20                              # bytes; what is larger goes through the pipe
 _DEPTH = 2                                     # tasks that a worker has in hand, so that it never waits for the next
 _PIPE = 2**20
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from bootenv.crew import serve; serve({tasks}, {replies})"
+# glibc gives each block above 128 KB back to the kernel at once, and then the pages of the next one have to be cleared
+# and mapped again: a third of the system time. Frames come and go, so the memory stays about as large all the same.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from bootenv.crew import serve; serve{fds!r}"
 
 
 class WorkerFailed(AsrError):
@@ -99,25 +108,64 @@ class Crew:
         for fd in members:
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll():
-            value, block = _receive(fd)
+            value, block, slot = _receive(fd)
             if value == ("done",):
                 members[fd].busy -= 1
             elif value[0] == "failed":
                 raise WorkerFailed("A part of the program failed.", hint=value[1])
-            else:
+            elif slot < 0:
                 yield value, block
+            else:
+                yield value, members[fd].slots.block(slot, block)
+                members[fd].slots.free()
+
+
+class _Slots:
+    """Memory that a worker fills and the main process reads, in turn, slot by slot."""
+
+    def __init__(self, memory: int, free: int):
+        self.fds = memory, free
+        self._view = memoryview(mmap.mmap(memory, _SLOTS * _SLOT))
+        self._next = 0
+
+    @classmethod
+    def make(cls) -> Self:
+        memory = os.memfd_create("asr-blocks", os.MFD_CLOEXEC)
+        os.ftruncate(memory, _SLOTS * _SLOT)
+        return cls(memory, os.eventfd(_SLOTS, os.EFD_CLOEXEC | os.EFD_SEMAPHORE))
+
+    def put(self, block: Block) -> int:
+        """The worker's side: the slot that now holds the block; waits until one is free."""
+        os.eventfd_read(self.fds[1])
+        slot = self._next
+        self._view[slot * _SLOT:slot * _SLOT + len(block)] = block
+        self._next = (slot + 1) % _SLOTS
+        return slot
+
+    def block(self, slot: int, size: int) -> memoryview:
+        return self._view[slot * _SLOT:slot * _SLOT + size]
+
+    def free(self) -> None:
+        """The main process's side: it is done with the oldest block."""
+        os.eventfd_write(self.fds[1], 1)
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
 
 
 class _Member:
     def __init__(self, setup: tuple):
         theirs, self._tasks = _pipe()
         self.replies, back = _pipe()
+        self.slots = _Slots.make()
         path = [p or os.getcwd() for p in sys.path]
-        program = _PROGRAM.format(path=path, tasks=theirs, replies=back)
+        program = _PROGRAM.format(path=path, fds=(theirs, back, *self.slots.fds))
         try:
             # -I -S: the path is given, so there is nothing to look for, and it starts in half the time.
             self._process = subprocess.Popen(
-                (sys.executable, "-I", "-S", "-c", program), pass_fds=(theirs, back), start_new_session=True,
+                (sys.executable, "-I", "-S", "-c", program), env=os.environ | _KEEP_MEMORY,
+                pass_fds=(theirs, back, *self.slots.fds), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         finally:
             os.close(theirs)
@@ -133,6 +181,7 @@ class _Member:
     def stop(self) -> None:
         os.close(self._tasks)
         os.close(self.replies)
+        self.slots.close()
         self._process.kill()
         self._process.wait()
 
@@ -144,18 +193,24 @@ def _pipe() -> tuple[int, int]:
     return reader, writer
 
 
-def _send(fd: int, value: tuple, block: bytes = b"") -> None:
+def _send(fd: int, value: tuple, block: Block = b"", slots: _Slots | None = None) -> None:
     data = marshal.dumps(value)
-    for piece in (_HEAD.pack(len(data), len(block)) + data, block):
+    if slots and 0 < len(block) <= _SLOT:
+        head = _HEAD.pack(len(data), len(block), slots.put(block))
+        block = b""
+    else:
+        head = _HEAD.pack(len(data), len(block), -1)
+    for piece in (head + data, block):
         view = memoryview(piece)
         while view:
             view = view[os.write(fd, view):]
 
 
-def _receive(fd: int) -> Message:
-    size, block = _HEAD.unpack(_read(fd, _HEAD.size))
+def _receive(fd: int) -> tuple[tuple, Any, int]:
+    """The value; then the block and -1, or the block's size and its slot."""
+    size, block, slot = _HEAD.unpack(_read(fd, _HEAD.size))
     value = marshal.loads(_read(fd, size))
-    return value, _read(fd, block)
+    return value, _read(fd, block) if slot < 0 else block, slot
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -169,16 +224,18 @@ def _read(fd: int, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def serve(tasks: int, replies: int) -> None:
+def serve(tasks: int, replies: int, memory: int, free: int) -> None:
     """A worker process's whole life."""
+    gc.disable()                                       # nothing here makes cycles, and looking for them takes time
     signal.signal(signal.SIGINT, signal.SIG_IGN)       # Ctrl+C is for the main process, which ends its workers
+    slots = _Slots(memory, free)
     try:
-        (module, function, *setup), _ = _receive(tasks)
+        (module, function, *setup), *_ = _receive(tasks)
         handle: Callable[[Task], Iterator[Message]] = getattr(importlib.import_module(module), function)(*setup)
         while True:
-            task, _ = _receive(tasks)
+            task, *_ = _receive(tasks)
             for value, block in handle(task):
-                _send(replies, value, block)
+                _send(replies, value, block, slots)
             _send(replies, ("done",))
     except (WorkerFailed, BrokenPipeError):
         return                                         # the main process is gone or has no more work

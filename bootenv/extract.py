@@ -244,7 +244,7 @@ class Extractor:
         except (FileExistsError, IsADirectoryError):
             self._remove(directory, name)
             fd = os.open(name, _CREATE, mode, dir_fd=directory)
-        if any(flag in member.flags for flag in _EARLY):
+        if member.flags and any(flag in member.flags for flag in _EARLY):
             self._set_flags(fd, member.path, "".join(f for f in member.flags if f in _EARLY))
         return fd
 

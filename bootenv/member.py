@@ -24,12 +24,13 @@ FLAGS = {
     "t": 0x8000, "D": 0x10000, "T": 0x20000, "C": 0x800000, "x": 0x2000000, "P": 0x20000000, "F": 0x40000000,
 }
 
-_TYPES = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6"}
-_KINDS = {code: kind for kind, code in _TYPES.items()}
-_USTAR = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+_TYPES = {"f": b"0", "h": b"1", "l": b"2", "c": b"3", "b": b"4", "d": b"5", "p": b"6", "x": b"x"}
+_KINDS = {code: kind for kind, code in _TYPES.items() if kind != "x"}
 _ACLS = {"system.posix_acl_access": b"SCHILY.acl.access", "system.posix_acl_default": b"SCHILY.acl.default"}
 _ACL_NAMES = {key: name for name, key in _ACLS.items()}
 _ACL_TAGS = {0x01: b"user", 0x02: b"user", 0x04: b"group", 0x08: b"group", 0x10: b"mask", 0x20: b"other"}
+_PLAIN_FILL = bytes(BLOCK - 60)
+_NOW = 10**18                  # ns, 2001; ten times as much is 2286
 _MAX_OCTAL7, _MAX_OCTAL11 = 8**7, 8**11
 
 Extent = tuple[int, int]       # offset and length, bytes
@@ -56,12 +57,18 @@ class Member(NamedTuple):
     extents: tuple[Extent, ...] | None = None        # where the data of a file with holes lie; None: no holes
 
 
-def from_stat(path: bytes, status: os.stat_result) -> Member:
-    """What stat knows; kind is "s" for a socket, which no archive can hold."""
-    mode = status.st_mode
-    kind = _STAT_KINDS.get(stat.S_IFMT(mode), "s")
-    return Member(path, kind, mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_atime_ns,
-                  status.st_size if kind == "f" else 0, device=status.st_rdev if kind in "cb" else 0)
+def kind_of(status: os.stat_result) -> str:
+    """A Member's kind; "s" for a socket, which no archive can hold."""
+    return _STAT_KINDS.get(status.st_mode & 0o170000, "s")
+
+
+def from_stat(path: bytes, status: os.stat_result, xattrs: tuple[tuple[str, bytes], ...], flags: str = "",
+              extents: tuple[Extent, ...] | None = None, link: bytes = b"") -> Member:
+    """What stat knows of a file, and what else was found out."""
+    kind = kind_of(status)
+    return Member(path, kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns,
+                  status.st_atime_ns, status.st_size if kind == "f" else 0, link,
+                  status.st_rdev if kind in "cb" else 0, xattrs, flags, extents)
 
 
 _STAT_KINDS = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l", stat.S_IFCHR: "c", stat.S_IFBLK: "b",
@@ -82,13 +89,37 @@ def stored_size(member: Member) -> int:
 
 def encode(member: Member) -> bytes:
     """The blocks that stand before the member's content: pax header, ustar header and, with holes, their map."""
-    path = member.path
-    records = [_record(b"mtime", _time(member.mtime)), _record(b"atime", _time(member.atime))]
+    return _encode_plain(member) or _encode_any(member)
+
+
+def _encode_plain(member: Member) -> bytes:
+    """Most files: nothing in their pax header but times of this age. All at once, for it is done for each file."""
+    path, kind, mode, uid, gid, mtime, atime, size, _, _, xattrs, flags, extents = member
+    if kind != "f" or xattrs or flags or extents is not None or len(path) >= 100 or not path.isascii():
+        return b""
+    if uid >= _MAX_OCTAL7 or gid >= _MAX_OCTAL7 or size >= _MAX_OCTAL11:
+        return b""
+    if not (_NOW <= mtime < 10 * _NOW and _NOW <= atime < 10 * _NOW):
+        return b""
+    seconds, fraction = divmod(mtime, 10**9)
+    head = b"%b%b%011o\0%011o\0" % (path.ljust(100, b"\0"), _owner(mode, uid, gid), size, seconds)
+    pax, end, end_sum = _plain_parts()
+    return b"%b30 mtime=%d.%09d\n30 atime=%d.%09d\n%b%b%06o\0 %b" % (
+        pax, seconds, fraction, *divmod(atime, 10**9), _PLAIN_FILL, head, _byte_sum(head) + end_sum, end)
+
+
+@lru_cache(maxsize=1)
+def _plain_parts() -> tuple[bytes, bytes, int]:
+    """The pax header of two times, what follows a file's sum, and what that and the sum's blanks add up to."""
+    end = b"0" + bytes(100) + _end(0)
+    return _pax_header(60), end, _byte_sum(end, b"        ")
+
+
+def _encode_any(member: Member) -> bytes:
+    records = [_times(member.mtime, member.atime)]
     holes = b""
     size = stored_size(member)
-    if member.kind == "d":
-        path = path + b"/" if path else b"./"
-    name = path
+    path = name = _name(member)
     if member.extents is not None:
         holes = _sparse_map(member.extents)
         size += len(holes)
@@ -111,16 +142,35 @@ def encode(member: Member) -> bytes:
         records.append(_record(b"ASR.flags", member.flags.encode()))
     if not (path.isascii() and member.link.isascii()) and not (_is_utf8(path) and _is_utf8(member.link)):
         records.insert(0, _record(b"hdrcharset", b"BINARY"))        # POSIX: the names that follow aren't UTF-8
-    pax = b"".join(records)
-    return b"".join((
-        _pax_header(len(pax)), pax, bytes(padding(len(pax))),
-        _ustar(name, _TYPES[member.kind], member, size),
-        holes,
-    ))
+    return _pax(b"".join(records)) + _ustar(name, member, size) + holes
+
+
+def _name(member: Member) -> bytes:
+    if member.kind == "d":
+        return member.path + b"/" if member.path else b"./"
+    return member.path
 
 
 def decode(data: memoryview, at: int) -> tuple[Member, int]:
     """The member whose blocks begin at `at`, and where its content begins. Raises ValueError on anything else."""
+    return _decode_plain(bytes(data[at:at + 3 * BLOCK]), at + 3 * BLOCK) or _decode_any(data, at)
+
+
+def _decode_plain(blocks: bytes, content: int) -> tuple[Member, int] | None:
+    """What _encode_plain() made; None for anything else, right or wrong."""
+    pax, end, end_sum = _plain_parts()
+    head = blocks[1024:1172]
+    if not (blocks.startswith(pax) and blocks.endswith(end) and len(blocks) == 3 * BLOCK
+            and blocks[512:521] == b"30 mtime=" and blocks[542:551] == b"30 atime="
+            and _byte_sum(head) + end_sum == _octal(blocks[1172:1180])):
+        return None
+    return Member(
+        _text(head[:100]), "f", *_parse_owner(head[100:124]),
+        int(blocks[521:531]) * 10**9 + int(blocks[532:541]), int(blocks[551:561]) * 10**9 + int(blocks[562:571]),
+        int(head[124:135], 8)), content
+
+
+def _decode_any(data: memoryview, at: int) -> tuple[Member, int]:
     fields: dict[bytes, bytes] = {}
     block = _checked(data, at)
     if block[156:157] == b"x":
@@ -181,42 +231,53 @@ class Placement:
 
 # The ustar header
 
-def _ustar(name: bytes, kind: bytes, member: Member, size: int) -> bytes:
+def _ustar(name: bytes, member: Member, size: int) -> bytes:
     seconds = member.mtime // 10**9
-    block = _USTAR.pack(
-        name, b"%07o" % member.mode,
-        b"%07o" % member.uid if member.uid < _MAX_OCTAL7 else b"0000000",
-        b"%07o" % member.gid if member.gid < _MAX_OCTAL7 else b"0000000",
-        b"%011o" % size if size < _MAX_OCTAL11 else b"00000000000",
-        b"%011o" % seconds if 0 <= seconds < _MAX_OCTAL11 else b"00000000000",
-        b"        ", kind, member.link, b"ustar\x0000",
-        b"", b"",                              # no names of owners: an extractor then takes the numbers
-        b"%07o" % os.major(member.device), b"%07o" % os.minor(member.device), b"",
-    )
-    return _with_sum(block)
+    head = b"%b%b%011o\0%011o\0" % (
+        name[:100].ljust(100, b"\0"), _owner(member.mode, member.uid, member.gid),
+        size if size < _MAX_OCTAL11 else 0, seconds if 0 <= seconds < _MAX_OCTAL11 else 0)
+    kind, link = _TYPES[member.kind], member.link[:100].ljust(100, b"\0")
+    end = _end(member.device)
+    return b"%b%06o\0 %b%b%b" % (head, _byte_sum(head, b"        ", kind, link, end), kind, link, end)
+
+
+@lru_cache(maxsize=1024)
+def _owner(mode: int, uid: int, gid: int) -> bytes:
+    return b"%07o\0%07o\0%07o\0" % (mode, uid if uid < _MAX_OCTAL7 else 0, gid if gid < _MAX_OCTAL7 else 0)
+
+
+@lru_cache(maxsize=1024)
+def _parse_owner(fields: bytes) -> tuple[int, int, int]:
+    return _octal(fields[:8]), _octal(fields[8:16]), _octal(fields[16:])
+
+
+@lru_cache(maxsize=256)
+def _end(device: int) -> bytes:
+    """What follows the link: without names of owners, so that an extractor takes the numbers."""
+    return b"ustar\x0000%b%07o\0%07o\0%b" % (bytes(64), os.major(device), os.minor(device), bytes(167))
 
 
 @lru_cache(maxsize=256)
 def _pax_header(size: int) -> bytes:
-    return _with_sum(_USTAR.pack(b"././@PaxHeader", b"0000644", b"0000000", b"0000000", b"%011o" % size,
-                                 b"00000000000", b"        ", b"x", b"", b"ustar\x0000", b"", b"", b"", b"", b""))
+    return _ustar(b"././@PaxHeader", Member(b"", "x", 0o644), size)
 
 
-def _with_sum(block: bytes) -> bytes:
-    return b"%b%06o\0 %b" % (block[:148], _byte_sum(block), block[156:])
+def _pax(records: bytes) -> bytes:
+    return _pax_header(len(records)) + records + bytes(padding(len(records)))
 
 
-def _byte_sum(block: bytes) -> int:
+def _byte_sum(part: bytes, *more: bytes) -> int:
     # Adler-32's low half is 1 + the sum of the bytes modulo 65521, and no header's bytes add up to that much
     # (two names of 100 bytes and octal digits); it takes a tenth of the time of sum().
-    return (zlib.adler32(block) & 0xFFFF) - 1
+    total = (zlib.adler32(part) & 0xFFFF) - 1
+    return total + _byte_sum(*more) if more else total
 
 
 def _checked(data: memoryview, at: int) -> bytes:
     block = bytes(data[at:at + BLOCK])
     if len(block) != BLOCK or block[257:262] != b"ustar":
         raise ValueError("not a tar header")
-    if _byte_sum(b"%b        %b" % (block[:148], block[156:])) != _octal(block[148:156]):
+    if _byte_sum(block[:148], b"        ", block[156:]) != _octal(block[148:156]):
         raise ValueError("a tar header's sum is wrong")
     return block
 
@@ -251,6 +312,12 @@ def _pax_records(data: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
         key, _, value = data[blank + 1:end - 1].partition(b"=")
         yield key, value
         at = end
+
+
+def _times(mtime: int, atime: int) -> bytes:
+    if _NOW <= mtime < 10 * _NOW and _NOW <= atime < 10 * _NOW:        # nearly all: of one length
+        return b"30 mtime=%d.%09d\n30 atime=%d.%09d\n" % (*divmod(mtime, 10**9), *divmod(atime, 10**9))
+    return _record(b"mtime", _time(mtime)) + _record(b"atime", _time(atime))
 
 
 def _time(ns: int) -> bytes:
