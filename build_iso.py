@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -49,7 +50,11 @@ LINKS = {  # path in the image: what it points at
 BESIDE = ("boot/*", "usr/lib/grub/x86_64-efi-signed/gcd*", "usr/lib/grub/x86_64-efi-signed/grubnet*")
 
 # Modules of the GRUB core image that starts the medium on a BIOS; the rest it loads from the medium.
-GRUB_CORE = "biosdisk iso9660 part_msdos part_gpt normal search configfile linux ls echo test".split()
+GRUB_CORE = ("biosdisk", "iso9660", "part_msdos", "part_gpt", "normal", "search", "configfile", "linux", "echo", "test")
+
+
+class BuildFailed(Exception):
+    """A sentence for the person who builds."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,19 @@ class Build:
         """The tree of the medium."""
         return self.cache / "stage"
 
+    @property
+    def log(self) -> Path:
+        return self.cache / "build.log"
 
-class BuildFailed(Exception):
-    """A sentence for the person who builds."""
+    def tool(self, *argv: str | Path) -> None:
+        """Runs a program with this environment (proxies, SOURCE_DATE_EPOCH); its output goes to the log."""
+        with self.log.open("ab") as log:
+            log.write(f"+ {' '.join(map(str, argv))}\n".encode())
+            log.flush()
+            done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if done.returncode:
+            words = " ".join(self.log.read_text(errors="replace").split()[-40:])
+            raise BuildFailed(f"{argv[0]} failed (all of it is in {self.log}): {words}")
 
 
 def main() -> int:
@@ -183,9 +198,7 @@ def lock(cache: Path) -> Iterator[None]:
 
 def make(build: Build) -> None:
     """Makes the ISO. What an earlier run has finished, and nothing has changed since, is taken from the cache."""
-    global log_path
-    log_path = build.cache / "build.log"
-    log_path.write_text("")
+    build.log.write_text("")
     begin = time.monotonic()
     with progress(len(BASE) + len(PROGRAM)) as step:
         for title, verb in BASE:
@@ -193,10 +206,10 @@ def make(build: Build) -> None:
             if done.exists():
                 step(f"{title}: cached", None)
                 continue
-            step(title, lambda verb=verb: verb(build))
+            step(title, partial(verb, build))
             done.touch()
         for title, verb in PROGRAM:
-            step(title, lambda verb=verb: verb(build))
+            step(title, partial(verb, build))
     remove_other_bases(build)
     size = build.output.stat().st_size / 1e6
     print(f"{build.output}: {size:.1f} MB in {time.monotonic() - begin:.0f} s")
@@ -209,7 +222,7 @@ def debian_tree(build: Build) -> None:
     packages = listed(IMAGE / "packages")
     options = build.base / "apt.conf"
     options.write_text(output_of("apt-config", "dump", "Acquire") if shutil.which("apt-config") else "")
-    tool(
+    build.tool(
         "env", "INITRD=No",             # the kernel's package shall not make one
         "mmdebstrap", "--mode=root", "--variant=minbase",
         f"--include={','.join(packages)}",
@@ -224,7 +237,7 @@ def python_packages(build: Build) -> None:
     library = build.root / "usr/lib/asr"
     shutil.rmtree(library, ignore_errors=True)
     version = next((build.root / "usr/lib").glob("python3.*")).name.removeprefix("python")
-    tool(
+    build.tool(
         sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--require-hashes",
         "--only-binary", ":all:", "--python-version", version, "--implementation", "cp",
         "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",
@@ -253,8 +266,8 @@ def prune(build: Build) -> None:
 def unpack_modules(build: Build) -> None:
     """Kernel modules lie uncompressed in a squashfs that is compressed: as small, and quicker to load."""
     modules = build.root / "usr/lib/modules"
-    tool("find", modules, "-name", "*.ko.xz", "-exec", "xz", "--decompress", "--threads=2", "{}", "+")
-    tool("depmod", "--basedir", build.root, build.kernel)
+    build.tool("find", modules, "-name", "*.ko.xz", "-exec", "xz", "--decompress", "--threads=2", "{}", "+")
+    build.tool("depmod", "--basedir", build.root, build.kernel)
 
 
 def base_bytecode(build: Build) -> None:
@@ -265,8 +278,11 @@ def base_bytecode(build: Build) -> None:
 def base_squashfs(build: Build) -> None:
     squashfs = build.base / "root.squashfs"
     squashfs.unlink(missing_ok=True)
-    tool("mksquashfs", build.root, squashfs, "-comp", "zstd", "-Xcompression-level", "15", "-noappend", "-no-progress",
-         "-xattrs", "-quiet", "-wildcards", "-e", "proc/*", "sys/*", "dev/*", "run/*", "tmp/*", "asr", *BESIDE)
+    build.tool(
+        "mksquashfs", build.root, squashfs, "-noappend", "-no-progress", "-quiet",
+        "-comp", "zstd", "-Xcompression-level", "15", "-xattrs",
+        "-wildcards", "-e", "proc/*", "sys/*", "dev/*", "run/*", "tmp/*", "asr", *BESIDE,
+    )
 
 
 def package_list(build: Build) -> None:
@@ -283,8 +299,10 @@ def program(build: Build) -> None:
     compile_python(build, "/asr")
     squashfs = new_stage(build) / "live/root.squashfs"
     shutil.copyfile(build.base / "root.squashfs", squashfs)
-    tool("mksquashfs", code, squashfs, "-keep-as-directory", "-no-progress", "-quiet", "-all-root",
-         "-no-recovery")
+    build.tool(
+        "mksquashfs", code, squashfs, "-no-progress", "-quiet", "-no-recovery",
+        "-keep-as-directory", "-all-root",
+    )
 
 
 def initramfs(build: Build) -> None:
@@ -296,7 +314,7 @@ def initramfs(build: Build) -> None:
     shutil.copy(IMAGE / "initramfs-init", tree / "init")
     shutil.copy(IMAGE / "inspecting", tree / "inspecting")
     scripts = build.cache / "initramfs.cpio.zst"
-    pack(tree, scripts)
+    pack(build, tree, scripts)
     # The kernel unpacks archives that follow one another.
     archives = (module_archive(build), scripts)
     (build.stage / "live/initrd.img").write_bytes(b"".join(archive.read_bytes() for archive in archives))
@@ -325,7 +343,7 @@ def iso(build: Build) -> None:
     build.output.parent.mkdir(parents=True, exist_ok=True)
     part = build.output.with_suffix(".part")
     grub = "boot/grub/i386-pc"
-    tool(
+    build.tool(
         "xorriso", "-as", "mkisofs", "-quiet", "-r", "-V", "ASR_RECOVERY", "-o", part,
         # BIOS, as a CD
         "-b", f"{grub}/eltorito.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info",
@@ -389,8 +407,8 @@ def apt_mirror(label: str) -> str:
 
 def compile_python(build: Build, *places: str) -> None:
     """Bytecode that is believed without a look at its source: without any, the console starts five times slower."""
-    tool("chroot", build.root, "python3", "-m", "compileall", "-q", "-f", "-j", "0",
-         "--invalidation-mode", "unchecked-hash", *places)
+    build.tool("chroot", build.root, "python3", "-m", "compileall", "-q", "-f", "-j", "0",
+               "--invalidation-mode", "unchecked-hash", *places)
 
 
 def new_stage(build: Build) -> Path:
@@ -414,17 +432,19 @@ def module_archive(build: Build) -> Path:
         shutil.copy(source / path, goal / path)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         shutil.copy(source / name, goal / name)
-    tool("depmod", "--basedir", tree, build.kernel)
-    pack(tree, archive)
+    build.tool("depmod", "--basedir", tree, build.kernel)
+    pack(build, tree, archive)
     return archive
 
 
-def pack(tree: Path, archive: Path) -> None:
-    tool("find", tree, "-exec", "touch", "--no-dereference", f"--date=@{epoch()}", "{}", "+")
+def pack(build: Build, tree: Path, archive: Path) -> None:
+    build.tool("find", tree, "-exec", "touch", "--no-dereference", f"--date=@{epoch()}", "{}", "+")
     part = archive.with_suffix(".part")
-    tool("sh", "-c", 'cd "$1" && find . -print0 | sort -z'
-         ' | cpio --null --create --quiet --format=newc --owner=0:0 --reproducible | zstd -q -15 -T0 -f -o "$2"',
-         "sh", tree, part)
+    build.tool(
+        "sh", "-c", 'cd "$1" && find . -print0 | sort -z'
+        ' | cpio --null --create --quiet --format=newc --owner=0:0 --reproducible | zstd -q -15 -T0 -f -o "$2"',
+        "sh", tree, part,
+    )
     part.rename(archive)
 
 
@@ -472,8 +492,8 @@ def grub_files(build: Build, medium: str) -> None:
 def bios_image(build: Build) -> None:
     source = build.root / "usr/lib/grub/i386-pc"
     core = "/tmp/core.img"
-    tool("chroot", build.root, "grub-mkimage", "--format=i386-pc", "--prefix=/boot/grub", f"--output={core}",
-         *GRUB_CORE)
+    build.tool("chroot", build.root, "grub-mkimage", "--format=i386-pc", "--prefix=/boot/grub", f"--output={core}",
+               *GRUB_CORE)
     made = build.root / core.lstrip("/")
     image = build.stage / "boot/grub/i386-pc/eltorito.img"
     image.write_bytes((source / "cdboot.img").read_bytes() + made.read_bytes())
@@ -484,16 +504,16 @@ def efi_image(build: Build) -> None:
     """The FAT volume that UEFI firmware starts from: Debian's shim, and its signed GRUB for CDs."""
     image = build.cache / "efi.img"
     image.unlink(missing_ok=True)
-    tool("mkfs.vfat", "-C", "-n", "ASR_EFI", "-i", "41535245", "--invariant", image, str(8 * 1024))
-    tool("mmd", "-i", image, "::EFI", "::EFI/BOOT", "::live")
+    build.tool("mkfs.vfat", "-C", "-n", "ASR_EFI", "-i", "41535245", "--invariant", image, str(8 * 1024))
+    build.tool("mmd", "-i", image, "::EFI", "::EFI/BOOT", "::live")
     # By this grub.cfg knows that it is no hard disk's volume.
-    tool("mcopy", "-i", image, build.stage / "live/id", "::live/id")
+    build.tool("mcopy", "-i", image, build.stage / "live/id", "::live/id")
     for source, name in {
         "usr/lib/shim/shimx64.efi.signed": "BOOTX64.EFI",
         "usr/lib/shim/mmx64.efi.signed": "mmx64.efi",
         "usr/lib/grub/x86_64-efi-signed/gcdx64.efi.signed": "grubx64.efi",
     }.items():
-        tool("mcopy", "-i", image, build.root / source, f"::EFI/BOOT/{name}")
+        build.tool("mcopy", "-i", image, build.root / source, f"::EFI/BOOT/{name}")
 
 
 def remove_other_bases(build: Build) -> None:
@@ -508,20 +528,6 @@ def epoch() -> int:
 
 
 # Running and showing
-
-log_path = Path(os.devnull)
-
-
-def tool(*argv: str | Path) -> None:
-    """Runs a program with this environment (proxies, SOURCE_DATE_EPOCH); its output goes to the log."""
-    with log_path.open("ab") as log:
-        log.write(f"+ {' '.join(map(str, argv))}\n".encode())
-        log.flush()
-        done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    if done.returncode:
-        words = " ".join(log_path.read_text(errors="replace").split()[-40:])
-        raise BuildFailed(f"{argv[0]} failed (all of it is in {log_path}): {words}")
-
 
 def output_of(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,232 @@
+"""The live image's recipe: its scripts, its lists, and that a build takes from its cache what has not changed."""
+
+import os
+import re
+import subprocess
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import build_iso
+from build_iso import IMAGE, Build, BuildFailed
+
+SCRIPTS = sorted(path for path in IMAGE.iterdir() if path.read_bytes().startswith(b"#!"))
+MODULES_DEP = """\
+kernel/drivers/scsi/sd_mod.ko: kernel/drivers/scsi/scsi_mod.ko
+kernel/drivers/scsi/scsi_mod.ko:
+kernel/drivers/scsi/bfa/bfa.ko: kernel/drivers/scsi/scsi_transport_fc.ko
+kernel/drivers/scsi/scsi_transport_fc.ko:
+kernel/fs/isofs/isofs.ko: kernel/drivers/cdrom/cdrom.ko
+kernel/drivers/cdrom/cdrom.ko:
+"""
+
+
+@pytest.fixture
+def build(tmp_path):
+    build = Build("trixie", tmp_path / "cache", tmp_path / "out/medium.iso")
+    build.cache.mkdir()
+    return build
+
+
+@pytest.fixture
+def modules(tmp_path):
+    (tmp_path / "modules.dep").write_text(MODULES_DEP)
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/virtio/virtio_pci.ko\n")
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """A recipe of three steps that write down that they ran; failing(name) makes one of them fail."""
+    ran: list[str] = []
+    fails: set[str] = set()
+
+    def step(name):
+        def verb(build):
+            ran.append(name)
+            if name in fails:
+                raise BuildFailed(name)
+            build.base.mkdir(exist_ok=True)
+            build.output.parent.mkdir(exist_ok=True)
+            build.output.write_bytes(b"iso")
+        verb.__name__ = name
+        return name, verb
+
+    monkeypatch.setattr(build_iso, "BASE", (step("debian"), step("wheels")))
+    monkeypatch.setattr(build_iso, "PROGRAM", (step("code"),))
+    return ran, fails
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_can_be_run(script):
+    interpreter = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
+    assert subprocess.call((interpreter, "-n", script)) == 0
+    assert os.access(script, os.X_OK)
+
+
+def test_the_boot_menu_parses(tmp_path):
+    checkers = [path for path in ("/usr/bin/grub-script-check", "/usr/bin/grub2-script-check") if Path(path).exists()]
+    if not checkers:
+        pytest.skip("grub-script-check is not installed")
+    assert subprocess.call((checkers[0], IMAGE / "grub.cfg")) == 0
+
+
+def test_the_boot_menu_answers_to_the_keys_that_people_press():
+    keys = re.search(r"for key in (.*?); do\n", (IMAGE / "grub.cfg").read_text(), re.S)[1].split()
+    assert {"$enter", "$escape", "f2", "f8", "a", "z", "A", "Z", "0", "9"} <= {key.strip('"') for key in keys}
+    assert keys[-2:] == ['"', '"']        # the space bar
+
+
+def test_the_boot_menu_knows_the_keys_that_cannot_be_typed_in_it(build):
+    for platform in ("i386-pc", "x86_64-efi"):
+        folder = build.root / "usr/lib/grub" / platform
+        folder.mkdir(parents=True)
+        (folder / "normal.mod").touch()
+        (folder / "kernel.img").touch()
+    build_iso.grub_files(build, "0123456789abcdef")
+    block = (build.stage / "boot/grub/keys.env").read_bytes()
+    assert len(block) == 1024
+    assert b"\nenter=\r\n" in block
+    assert b"\nescape=\x1b\n" in block
+    menu = (build.stage / "boot/grub/grub.cfg").read_text()
+    assert "asr.id=0123456789abcdef " in menu
+    assert "@ID@" not in menu
+    assert sorted(path.name for path in (build.stage / "boot/grub").rglob("*.*")) == [
+        "grub.cfg", "keys.env", "normal.mod", "normal.mod"]
+
+
+def test_every_link_into_the_program_has_a_goal():
+    goals = [goal.removeprefix("/usr/lib/asr/bootenv/image/") for goal in build_iso.LINKS.values() if "/image/" in goal]
+    assert {"init", "reboot", "asr-command"} == set(goals)
+    assert all((IMAGE / goal).exists() for goal in goals)
+
+
+def test_packages_are_names_and_named_once():
+    packages = build_iso.listed(IMAGE / "packages")
+    assert len(set(packages)) == len(packages)
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package) for package in packages)
+    assert {"linux-image-amd64", "busybox-static", "tmux", "python3", "grub-pc-bin"} <= set(packages)
+
+
+@pytest.mark.parametrize("needed", [
+    "usr/lib/modules/6.12/kernel/drivers/block/floppy.ko.xz",
+    "usr/lib/modules/6.12/kernel/drivers/usb/storage/usb-storage.ko.xz",
+    "usr/lib/modules/6.12/kernel/drivers/net/ethernet/intel/e1000e/e1000e.ko.xz",
+    "usr/lib/modules/6.12/kernel/drivers/md/dm-mod.ko.xz",
+    "usr/lib/modules/6.12/kernel/fs/btrfs/btrfs.ko.xz",
+    "usr/share/doc/tmux/copyright",
+    "usr/lib/udev/rules.d/60-persistent-storage.rules",
+    "usr/share/zoneinfo/Europe/Berlin",
+])
+def test_pruning_spares_what_recovery_needs(needed):
+    parents = [str(path) for path in (Path(needed), *Path(needed).parents)]
+    assert not [pattern for pattern in build_iso.listed(IMAGE / "prune") if any(fnmatch(p, pattern) for p in parents)]
+
+
+def test_pruning_leaves_no_trace_of_the_build_machine(build):
+    for path in ("etc/resolv.conf", "etc/apt/sources.list", "etc/apt/apt.conf.d/99mmdebstrap", "var/lib/apt/lists/x"):
+        (build.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (build.root / path).write_text("mirror.example")
+    (build.root / "etc/hostname").write_text("buildhost")
+    build_iso.prune(build)
+    left = {path.name: path.read_text() for path in build.root.rglob("*") if path.is_file()}
+    assert left.keys() == {"hostname", "hosts", "machine-id"}
+    assert left["hostname"] == "recovery\n"
+
+
+def test_modules_come_with_what_they_depend_on(modules):
+    assert build_iso.module_closure(modules, ["sd-mod", "virtio_pci"]) == [
+        "kernel/drivers/scsi/scsi_mod.ko", "kernel/drivers/scsi/sd_mod.ko"]
+
+
+def test_a_folder_of_modules_without_one_of_them(modules):
+    assert build_iso.module_closure(modules, ["-bfa", "drivers/scsi/"]) == [
+        "kernel/drivers/scsi/scsi_mod.ko", "kernel/drivers/scsi/scsi_transport_fc.ko",
+        "kernel/drivers/scsi/sd_mod.ko"]
+
+
+def test_an_unknown_module_is_named(modules):
+    with pytest.raises(BuildFailed, match="no_such_driver"):
+        build_iso.module_closure(modules, ["isofs", "no_such_driver"])
+
+
+def test_every_dependency_is_pinned_with_a_hash():
+    lock = (IMAGE / "requirements.txt").read_text()
+    entries = re.findall(r"^(\S+)==\S+ \\\n(?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n?)+", lock, re.M)
+    pinned = {name.lower().replace("_", "-") for name in entries}
+    project = tomllib.loads((build_iso.HERE / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[<>=]", name)[0].replace("_", "-") for name in project["dependencies"]} <= pinned
+    assert lock.count("==") == len(entries) + lock.count('"\\(.metadata.name)==')
+
+
+def test_only_debians_own_host_is_named():
+    texts = [build_iso.HERE / "build_iso.py", *(path for path in IMAGE.iterdir() if path.is_file())]
+    hosts = {host for text in texts for host in re.findall(r"https?://([\w.-]+)", text.read_text())}
+    assert hosts == {"deb.debian.org"}
+
+
+def test_sources_are_the_mirrors_of_this_machine(monkeypatch):
+    monkeypatch.setattr(build_iso.shutil, "which", lambda name: name)
+    monkeypatch.setattr(build_iso, "output_of", lambda *argv: (
+        "Google http://other.example/\nDebian-Security http://mirror.example/security/\n"
+        "Debian http://mirror.example/debian/\n"))
+    assert build_iso.debian_sources("trixie") == [
+        "deb http://mirror.example/debian trixie main",
+        "deb http://mirror.example/debian trixie-updates main",
+        "deb http://mirror.example/security trixie-security main",
+    ]
+    assert build_iso.debian_sources("sid") == ["deb http://mirror.example/debian sid main"]
+
+
+def test_sources_without_apt_are_debians(monkeypatch):
+    monkeypatch.setattr(build_iso.shutil, "which", lambda name: None)
+    assert build_iso.debian_sources("sid") == ["deb http://deb.debian.org/debian sid main"]
+
+
+def test_a_second_build_makes_only_our_code_again(build, recipe):
+    ran, _ = recipe
+    build_iso.make(build)
+    build_iso.make(build)
+    assert ran == ["debian", "wheels", "code", "code"]
+
+
+def test_a_build_goes_on_where_the_last_one_failed(build, recipe):
+    ran, fails = recipe
+    fails.add("wheels")
+    with pytest.raises(BuildFailed, match="wheels"):
+        build_iso.make(build)
+    fails.clear()
+    build_iso.make(build)
+    assert ran == ["debian", "wheels", "wheels", "code"]
+
+
+def test_another_suite_leaves_nothing_of_the_last_base(build, recipe):
+    build_iso.make(build)
+    other = Build("sid", build.cache, build.output)
+    build_iso.make(other)
+    assert [path.name for path in build.cache.glob("base-*")] == [other.base.name]
+
+
+@pytest.mark.parametrize("name", ["packages", "prune", "requirements.txt"])
+def test_the_base_is_made_again_when_its_lists_change(build, tmp_path, monkeypatch, name):
+    before = build.base
+    image = tmp_path / "image"
+    image.mkdir()
+    for other in ("packages", "prune", "requirements.txt"):
+        (image / other).write_bytes((IMAGE / other).read_bytes())
+    monkeypatch.setattr(build_iso, "IMAGE", image)
+    assert build.base == before
+    (image / name).write_text("something-else\n")
+    assert build.base != before
+
+
+def test_what_is_missing_is_said_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(build_iso.shutil, "which", lambda name: None if name in ("xorriso", "mcopy") else name)
+    monkeypatch.setattr(build_iso.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(build_iso.sys, "argv", ["./build_iso.py"])
+    assert build_iso.main() == 1
+    assert capsys.readouterr().err == (
+        "build_iso.py: A file system is built as root: run  sudo ./build_iso.py"
+        " (as root it also installs the missing mtools, xorriso)\n")
