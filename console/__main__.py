@@ -144,11 +144,11 @@ def verify(arguments: argparse.Namespace) -> int:
 def followed(events: Iterator[Event]) -> tuple[Any, list[Difference]]:
     """Does long work and prints how far it is: a bar on a terminal, else lines. What it returned, and Differences."""
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
     out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
     differences: list[Difference] = []
     newest, printed = Progress(""), time.monotonic()
     with Bars(*columns, console=out, disable=not out.is_terminal) as bars:
@@ -176,7 +176,7 @@ def progress_line(progress: Progress) -> str:
     """Backing up files...  37%  1,234 of 5,678 files."""
     words = [progress.status]
     if progress.total:
-        words.append(f"{min(progress.done / progress.total, 1):4.0%}")
+        words.append(f"{min(progress.done * 100 // progress.total, 100):3}%")
     if progress.total_files:
         words.append(f"{progress.files:,} of {progress.total_files:,} files")
     elif progress.files:

@@ -63,6 +63,7 @@ class SetupApp(App[int]):
         self.working: asyncio.Future[Any] | None = None
         self._unseen = ExitStack()
         self._look = _look_for_this_terminal()
+        self.animation_level = "none"
         self.register_theme(SETUP)
         self.theme = SETUP.name
 
@@ -105,9 +106,10 @@ class SetupApp(App[int]):
     async def show(self, page: Page[Any]) -> None:
         """Puts a page in the place of the one before, and of whatever lies over that."""
         page.answered = asyncio.get_running_loop().create_future()
-        while len(self.screen_stack) > 2:
-            await self.pop_screen()
-        await (self.switch_screen(page) if self.page else self.push_screen(page))
+        with self.batch_update():              # a page is drawn once, when it is complete
+            while len(self.screen_stack) > 2:
+                await self.pop_screen()
+            await (self.switch_screen(page) if self.page else self.push_screen(page))
         self.page = page
         self._unseen.close()
 

@@ -136,7 +136,8 @@ class WizardWelcome(WizardPage[str]):
         self.set = set
         self.lines: list[str] = []
         self.failed: AsrError | None = None
-        self.checked = False
+        self.checking = True
+        self.checked = False       # at least once
 
     def content(self) -> Iterable[Widget]:
         yield text(f"This wizard restores the files of {self.set.host} from its backup, and makes its disk start "
@@ -148,20 +149,20 @@ class WizardWelcome(WizardPage[str]):
         self.check()
 
     def action_check(self) -> None:
-        if self.checked and not self.counting:
+        if not self.checking:
             self.check()
 
     @work(exclusive=True)
     async def check(self) -> None:
         """Looks again and again until all is well."""
         while True:
-            self.lines, self.failed, self.checked = [], None, False
+            self.lines, self.checking = [], True
             try:
                 checks = await self.setup.each(self.setup.story.checks(self.set), self.show_check)
             except Exception as error:
                 return self.fail(error)
-            self.checked = True
             self.failed = next((check.error for check in checks if check.error), None)
+            self.checking, self.checked = False, True
             self.show_keys()
             self.say_what_next()
             if not self.failed:
@@ -340,7 +341,7 @@ class Result(Page[None]):
             yield text("If there is a floppy disk in the drive, remove it.")
             yield Gauge(percentage=False, color="red") if not self.outcome.differences else Lines(1)
         else:
-            yield bullets("To restart your computer, press ENTER.", "To look into it first, press D or S.")
+            yield bullets("To restart your computer, press ENTER.", "To look into the log first, press D.")
 
     def on_mount(self) -> None:
         if self.good:

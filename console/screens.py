@@ -161,7 +161,10 @@ class Page(Screen[T]):
         self.app.push_screen(LogPage())
 
     def action_shell(self) -> None:
-        open_shell()
+        try:
+            open_shell()
+        except AsrError as error:
+            self.app.push_screen(Message("The shell could not be opened.", str(error)))
 
     def action_leave(self) -> None:
         self.app.push_screen(LeaveQuestion(self.WARNING, self.setup.QUIT), self._maybe_leave)
@@ -310,15 +313,22 @@ class Sheet(Page[None]):
         self.app.pop_screen()
 
 
-class HelpPage(Sheet):
-    HEADING = "Help"
-
-    def __init__(self, about: str):
+class Message(Sheet):
+    def __init__(self, heading: str, said: str):
         super().__init__()
-        self.about = about
+        self.HEADING = heading
+        self.said = said
 
     def content(self) -> Iterable[Widget]:
-        yield text(self.about)
+        yield text(self.said)
+
+
+class HelpPage(Message):
+    def __init__(self, explanation: str):
+        super().__init__("Help", explanation)
+
+    def content(self) -> Iterable[Widget]:
+        yield from super().content()
         yield text("On every page:  F3=Quit  D=Details: the end of the log"
                    + ("  S=Shell" if "TMUX" in os.environ else ""))
 

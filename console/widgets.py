@@ -118,9 +118,11 @@ class Gauge(Widget):
         self.total = 0
 
     def show(self, label: str, done: int, total: int) -> None:
-        """Draws only the lines that look different from before."""
+        """Draws only the lines that look different from before. Without a total, the bar stays where it is."""
         before = self._lines()
-        self.label, self.done, self.total = drawable(label), done, total
+        if total or label != self.label:
+            self.done, self.total = done, total
+        self.label = drawable(label)
         changed = [Region(1, y, self.size.width - 2, 1) for y, line in enumerate(self._lines()) if line != before[y]]
         if changed:
             self.refresh(*changed)

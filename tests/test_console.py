@@ -180,7 +180,7 @@ def screen_text(app: App) -> str:
     return "".join("".join(character for character, _ in row).rstrip() + "\n" for row in cells(app))
 
 
-async def until(pilot, text: str, seconds: float = 5.0):
+async def until(pilot, text: str, seconds: float = 15.0):
     """Waits until the screen says something: what comes out of a thread takes its time."""
     for _ in range(int(seconds * 50)):
         await pilot.pause()
@@ -653,6 +653,11 @@ async def test_s_opens_a_shell_beside_the_console_but_only_where_there_is_tmux(m
         await pilot.press("s")
         await pilot.pause()
     assert started[0][:4] == ("tmux", "-S", "/run/asr/tmux-0/default", "new-window")
+    monkeypatch.setattr(bootenv.run, "run", raises(errors.CommandFailed("tmux failed: no server")))
+    async with OnePage(recover.Welcome()).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "S=Shell")
+        await pilot.press("s")
+        await until(pilot, "tmux failed: no server")
     monkeypatch.delenv("TMUX")
     async with OnePage(recover.Welcome()).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Welcome")
@@ -845,7 +850,7 @@ def headless(monkeypatch, as_root):
 def test_prepare_without_a_screen_ends_with_0_when_all_was_read_back(headless, capsys):
     assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 0
     said = capsys.readouterr().out
-    assert "Backing up files...   38%  7,654 of 20,123 files" in said
+    assert "Backing up files...   37%  7,654 of 20,123 files" in said
     assert "/mnt/backup/demo-20260314-1509.tar.zst" in said
     assert "NOT protected: /srv/data" in said
     assert said.endswith("The backup and the ASR disk were read back and match.\n")
