@@ -67,6 +67,10 @@ class Mount:
     filesystem: str            # id of the Filesystem
     point: str                 # absolute path on the recovered machine
     options: str = "defaults"  # as in fstab
+    mode: int = 0o755          # of the directory below the mount, which no backup of either file system holds
+    owner: int = 0
+    group: int = 0
+    modified: int = 0          # its mtime, nanoseconds since 1970; 0: not known
 
 
 @dataclass(frozen=True)

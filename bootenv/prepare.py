@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ def survey() -> Survey:
         raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
                         hint="Run it again with sudo.")
     everything = probe()
-    layout = critical_part(everything)
+    layout = with_mount_points(critical_part(everything))
     plan(layout)                       # what can't be made again must be known now, not after the disaster
     draft = AsrSet(
         id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
@@ -85,6 +86,24 @@ def critical_part(layout: Layout) -> Layout:
                               "which this version cannot recover yet.")
     mounts = tuple(m for m in layout.mounts if m.filesystem in {f.id for f in filesystems})
     return Layout(disks, partitions, filesystems, mounts)
+
+
+def with_mount_points(layout: Layout) -> Layout:
+    """The layout with what the directories below its mounts are: they are seen only where nothing is mounted."""
+    by_point = {mount.point: mount for mount in layout.mounts}
+    with sources(layout) as found:
+        for source, parent in zip(found, layout.mounts_by_depth(), strict=True):
+            for point in by_point:
+                below = os.path.relpath(point, parent.point)
+                if point == parent.point or below.startswith(".."):
+                    continue
+                directory = Path(str(source.directory)) / below
+                if directory.is_dir():         # the deepest parent comes last, and is the right one
+                    status = directory.stat()
+                    by_point[point] = replace(
+                        by_point[point], mode=stat.S_IMODE(status.st_mode), owner=status.st_uid, group=status.st_gid,
+                        modified=max(status.st_mtime_ns, 0))
+    return replace(layout, mounts=tuple(by_point.values()))
 
 
 def left_out(everything: Layout, layout: Layout) -> Iterator[Difference]:
@@ -156,11 +175,12 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     set = replace(survey.draft, id=new_id(), created=now(), backup=reference)
     sif = write_sif(set)
     log(f"Preparing set {set.id} of {set.host} in {destination.path}")
+    repair = ROOT / REPAIR
+    # Before the files are read: the backup has the folder as it will be.
+    repair.parent.mkdir(parents=True, exist_ok=True)
     with sources(set.layout) as found:
         yield from write_backup(destination.path, found, (REPAIR, sif))
     yield from _read_back(destination.path, sif)
-    repair = ROOT / REPAIR
-    repair.parent.mkdir(parents=True, exist_ok=True)
     repair.write_bytes(sif)
     repair.chmod(0o600)
     return set

@@ -8,7 +8,7 @@ from pathlib import Path
 from .asr_disk import SIF, AsrDisk, write_asr_disk
 from .asr_disk import find_asr_disk as find_set
 from .bootloader import MEDIUM, RECOVERY, copy_minimal, install_minimal, recovery_folder
-from .errors import AsrError, FirmwareDiffers, ToolMissing, Unsupported
+from .errors import AsrError, BackupNotFound, FirmwareDiffers, ToolMissing, Unsupported
 from .events import Event
 from .execute import execute
 from .layout import Layout
@@ -18,6 +18,7 @@ from .probe import mount_table, probe
 from .run import LOG, has_tool, log, run
 from .sif import write_sif
 from .target import mounted
+from .volumes import find_backup, forget
 
 __all__ = ["Check", "checks", "find_set", "match_disks", "recover", "restart"]
 
@@ -31,34 +32,43 @@ class Check:
     note: str = ""                     # what a person should know all the same
 
 
-def checks(disk: AsrDisk) -> Iterator[Check]:
-    """Everything that can be known to fail, before anything is changed."""
+def checks(disk: AsrDisk, *, without_backup: bool = False) -> Iterator[Check]:
+    """Everything that can be known to fail, before anything is changed.
+
+    `without_backup`: a person said that the backup will be connected later; it is not looked for.
+    """
     yield Check(f"ASR disk of {disk.set.host}, created {disk.set.created:%Y-%m-%d %H:%M} UTC")
     yield Check("Firmware", _firmware(disk))
     yield _plan_check(disk)
     yield Check("Recovery files on this medium", _medium_error())
+    yield _backup_check(disk, without_backup)
     yield _disks_check(disk)
 
 
 def match_disks(disk: AsrDisk) -> Match:
     """The disks that take the recorded ones' places. Raises DiskTooSmall and TooFewDisks."""
     present = probe()
-    return match(disk.set.layout, present, excluded(disk, present))
+    try:
+        backup = find_backup(disk.set).device
+    except BackupNotFound:
+        backup = ""
+    forget()
+    return match(disk.set.layout, present, excluded(disk, present, backup))
 
 
-def excluded(disk: AsrDisk, present: Layout) -> dict[str, str]:
-    """The disks that must never be written, and why: the medium, the ASR disk, the backup."""
+def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]:
+    """The disks that must never be written, and why: the medium, the ASR disk, the backup's, by device nodes."""
+    recorded = {present.path(f.device) for f in present.filesystems if f.uuid and f.uuid == disk.set.backup.filesystem}
+    in_use = {mount.source for mount in mount_table()}
     why = {}
     for found in present.disks:
-        nodes = [found.path, *(present.path(p.id) for p in present.partitions_of(found.id))]
-        mounts = [m for m in mount_table() if m.source in nodes]
+        nodes = {found.path, *(present.path(p.id) for p in present.partitions_of(found.id))}
         if disk.device in nodes:
             why[found.path] = "it is the ASR disk"
-        elif mounts:
-            why[found.path] = "this recovery medium runs from it"
-        elif any(f.uuid and f.uuid == disk.set.backup.filesystem and present.path(f.device) in nodes
-                 for f in present.filesystems):
+        elif nodes & {backup, *recorded}:
             why[found.path] = "it holds the backup"
+        elif nodes & in_use:
+            why[found.path] = "this recovery medium runs from it"
     return why
 
 
@@ -128,6 +138,20 @@ def _plan_check(disk: AsrDisk) -> Check:
             f"The recovery medium lacks {', '.join(missing)}.", hint="Use a complete recovery medium."))
     count = len(disk.set.layout.filesystems)
     return Check(f"Partitions and file systems: {count} to recreate")
+
+
+def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
+    """Formatting a disk whose backup is not at hand may lose what was left: a person decides that."""
+    if without_backup:
+        return Check("Backup of this set", note="It is not connected: the second stage will ask for it.")
+    if not disk.set.backup.filesystem:
+        return Check("Backup of this set", note=f"It is on the network, at {disk.set.backup.place}: not checked.")
+    try:
+        found = find_backup(disk.set)
+        forget()
+        return Check("Backup of this set", note=f"Found: {found.place}")
+    except BackupNotFound as error:
+        return Check("Backup of this set", error)
 
 
 def _disks_check(disk: AsrDisk) -> Check:

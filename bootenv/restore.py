@@ -1,41 +1,28 @@
 """OS restore, the second stage: from the minimal OS on the hard disk to the machine as it was."""
 
-import json
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .asr_disk import SIF
-from .backup import read_first, restore_backup
+from .backup import restore_backup
 from .bootloader import MEDIUM, RECOVERY, install_system, recovery_mount
-from .errors import AsrError, BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, NoAsrDisk, OtherSet
+from .errors import AsrError, NoAsrDisk
 from .events import Difference, Event, Progress
 from .layout import Layout
 from .match import located
 from .probe import probe
 from .recover import Check, restart
-from .run import LOG, STATE, log, run
+from .run import LOG, STATE, log
 from .sif import AsrSet, read_sif
 from .target import mounted
+from .volumes import FoundBackup, find_backup, forget, open_backup
 
 __all__ = ["Check", "FoundBackup", "Outcome", "checks", "find_backup", "open_backup", "pending_set", "restart",
            "restore"]
 
-_VOLUMES = STATE / "volumes"           # where volumes are mounted read-only while the backup is looked for
-_SUFFIXES = (".tar.zst", ".tar.zst.001")
-_DEPTH = 6                             # folders below a volume's root that are searched
 _REPORTS = Path("var/log/asr")         # in the recovered system
-
-
-@dataclass(frozen=True)
-class FoundBackup:
-    """A backup of this set that can be read now."""
-
-    path: str
-    place: str                         # for people: folder and disk
-    set: AsrSet
 
 
 @dataclass(frozen=True)
@@ -66,39 +53,6 @@ def checks(set: AsrSet) -> Iterator[Check]:
     yield _checked("Backup of this set", lambda: find_backup(set))
 
 
-def find_backup(set: AsrSet) -> FoundBackup:
-    """The set's backup: at its recorded place, else wherever a reachable volume has it. Raises BackupNotFound."""
-    volumes = list(_mount_volumes(set))
-    searched = []
-    for volume in sorted(volumes, key=lambda v: v.uuid != set.backup.filesystem):
-        recorded = volume.point / set.backup.path.lstrip("/") / set.backup.name
-        for path in (recorded, *_backups_on(volume.point)):
-            if _set_id(path) == set.id:
-                return FoundBackup(str(path), volume.name_of(path), set)
-        searched.append(volume.name)
-    raise BackupNotFound(
-        f"The backup {set.backup.name} of set {set.id} is on none of the disks that can be read: "
-        f"{', '.join(searched) or 'there is no other disk'}. It was written to {set.backup.place}"
-        + (f" on the volume {set.backup.label}." if set.backup.label else "."),
-        hint="Connect the disk that holds it and press ENTER, or press B and name the file.",
-        untouched="No file was restored yet. The disks stay as Setup formatted them.",
-    )
-
-
-def open_backup(path: str, set: AsrSet) -> FoundBackup:
-    """The backup at a path that a person named. Raises BackupNotFound, DamagedBackup, OtherSet."""
-    if not os.path.isfile(path):
-        raise BackupNotFound(f"There is no file {path}.", hint="Type the path again.",
-                             untouched="No file was restored.")
-    other = read_sif(read_first(Path(path)))
-    if other.id != set.id:
-        raise OtherSet(
-            f"The backup belongs to another ASR set: expected {set.host}, {set.created:%Y-%m-%d %H:%M}; "
-            f"found {other.host}, {other.created:%Y-%m-%d %H:%M}.",
-            hint="Choose the backup that was made together with the ASR disk.", untouched="No file was restored.")
-    return FoundBackup(path, path, set)
-
-
 def restore(set: AsrSet, backup: FoundBackup) -> Generator[Event, None, Outcome]:
     """Puts the files back, makes the disk start the restored system, and returns the Outcome.
 
@@ -121,7 +75,7 @@ def restore(set: AsrSet, backup: FoundBackup) -> Generator[Event, None, Outcome]
                           time.monotonic() - started, last.files, last.done, "/" + str(_REPORTS / "report.txt"))
         _write_report(set, outcome, target)
     _take_minimal_away(layout)
-    _unmount_volumes()
+    forget()
     return outcome
 
 
@@ -151,56 +105,6 @@ def _take_minimal_away(layout: Layout) -> None:
     """The minimal OS still runs from its folder; PID 1 removes it when nothing uses it any more."""
     device = layout.path(layout.filesystem(recovery_mount(layout).filesystem).device)
     (STATE / "remove-on-exit").write_text(f"{device} {RECOVERY}\n")
-
-
-@dataclass(frozen=True)
-class _Volume:
-    point: Path
-    device: str
-    uuid: str
-    label: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.label} ({self.device})" if self.label else self.device
-
-    def name_of(self, path: Path) -> str:
-        return f"/{path.relative_to(self.point)} on {self.name}"
-
-
-def _mount_volumes(set: AsrSet) -> Iterator[_Volume]:
-    """Every volume that is not being recovered, mounted read-only."""
-    own = {f.uuid for f in set.layout.filesystems if f.uuid}
-    rows = run(("lsblk", "--json", "--list", "--output", "PATH,TYPE,FSTYPE,UUID,LABEL"))
-    for row in json.loads(rows)["blockdevices"]:
-        if not row["fstype"] or row["type"] == "loop" or row["uuid"] in own or row["fstype"] in ("swap", "squashfs"):
-            continue
-        point = _VOLUMES / row["path"].removeprefix("/dev/").replace("/", "-")
-        point.mkdir(parents=True, exist_ok=True)
-        if not point.is_mount():
-            run(("mount", "-o", "ro", row["path"], str(point)), check=False)
-        if point.is_mount():
-            yield _Volume(point, row["path"], row["uuid"] or "", row["label"] or "")
-
-
-def _unmount_volumes() -> None:
-    for point in _VOLUMES.iterdir() if _VOLUMES.exists() else ():
-        run(("umount", "--lazy", str(point)), check=False)
-
-
-def _backups_on(point: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(point):
-        if len(Path(folder).relative_to(point).parts) >= _DEPTH:
-            folders.clear()
-        yield from (Path(folder) / name for name in sorted(files) if name.endswith(_SUFFIXES))
-
-
-def _set_id(path: Path) -> str:
-    """The set id of a backup; "" for what is not a readable one."""
-    try:
-        return read_sif(read_first(path)).id
-    except (OSError, DamagedBackup, DamagedSif, NewerSchema):
-        return ""
 
 
 def _checked(title: str, look: Callable[[], object]) -> Check:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .errors import CommandFailed, TargetNotMounted
-from .layout import Layout
+from .layout import Layout, Mount
 from .run import run
 
 TARGET = Path("/target")
@@ -24,6 +24,8 @@ def mounted(layout: Layout, at: Path = TARGET) -> Iterator[Path]:
             device = layout.path(layout.filesystem(mount.filesystem).device)
             point = at / mount.point.lstrip("/")
             point.mkdir(parents=True, exist_ok=True)
+            if mount.point != "/":
+                _set_mount_point(point, mount)
             try:
                 _make_writable(device)
                 run(("mount", device, str(point)))
@@ -36,6 +38,14 @@ def mounted(layout: Layout, at: Path = TARGET) -> Iterator[Path]:
             raise TargetNotMounted("The recovered system's root file system is not mounted.",
                                    untouched="No file was written.")
         yield at
+
+
+# chown first: it clears bits of the mode.
+def _set_mount_point(point: Path, mount: Mount) -> None:
+    os.chown(point, mount.owner, mount.group)
+    point.chmod(mount.mode)
+    if mount.modified:
+        os.utime(point, ns=(mount.modified, mount.modified))
 
 
 # The kernel mounts a device either read-only or writable, everywhere at once: the volume that the minimal OS

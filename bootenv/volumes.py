@@ -1,0 +1,125 @@
+"""Where the backup is: every volume that can be read is looked into for the backup of a set."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .backup import read_first
+from .errors import BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, OtherSet
+from .run import STATE, run
+from .sif import AsrSet, read_sif
+
+FOLDER = STATE / "volumes"             # where volumes are mounted, read-only, by the names of their devices
+_SUFFIXES = (".tar.zst", ".tar.zst.001")
+_DEPTH = 6                             # folders below a volume's root that are searched
+
+# Somebody's file system is looked into without even replaying its journal.
+_LOOK = {"ext3": "ro,noload", "ext4": "ro,noload", "xfs": "ro,norecovery,nouuid", "btrfs": "ro,rescue=nologreplay"}
+_NO_VOLUME = ("", "swap", "squashfs", "LVM2_member", "linux_raid_member", "crypto_LUKS")
+
+
+@dataclass(frozen=True)
+class FoundBackup:
+    """A backup of the set that was asked for, readable now."""
+
+    path: str
+    place: str                         # for people: folder and disk
+    set: AsrSet
+    device: str = ""                   # that it lies on; "" for a path that a person named
+
+
+@dataclass(frozen=True)
+class _Volume:
+    device: str
+    type: str
+    uuid: str
+    label: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} ({self.device})" if self.label else self.device
+
+    @property
+    def point(self) -> Path:
+        return FOLDER / self.device.removeprefix("/dev/").replace("/", "-")
+
+    def mount(self, options: str) -> bool:
+        self.point.mkdir(parents=True, exist_ok=True)
+        if not self.point.is_mount():
+            run(("mount", "-o", options, self.device, str(self.point)), check=False)
+        return self.point.is_mount()
+
+    def unmount(self) -> None:
+        run(("umount", str(self.point)), check=False)
+
+
+def find_backup(set: AsrSet) -> FoundBackup:
+    """The set's backup, at its recorded place or wherever a volume that is not being recovered has it.
+
+    The volume that holds it stays mounted until forget(). Raises BackupNotFound, and then leaves all volumes mounted
+    below FOLDER, so that a person can look for it.
+    """
+    forget()
+    volumes = sorted(_volumes(set), key=lambda v: v.uuid != set.backup.filesystem)
+    for volume in volumes:
+        if not volume.mount(_LOOK.get(volume.type, "ro")):
+            continue
+        recorded = volume.point / set.backup.path.lstrip("/") / set.backup.name
+        found = next((p for p in (recorded, *_backups_below(volume.point)) if _set_id(p) == set.id), None)
+        volume.unmount()
+        if found:
+            volume.mount("ro")         # with its journal: what was written last is there
+            return FoundBackup(str(found), f"/{found.relative_to(volume.point)} on {volume.name}", set, volume.device)
+    searched = [volume.name for volume in volumes if volume.mount(_LOOK.get(volume.type, "ro"))]
+    raise BackupNotFound(
+        f"The backup {set.backup.name} of set {set.id} was not found. It was written to {set.backup.place}"
+        + (f" on the volume {set.backup.label}" if set.backup.label else "")
+        + f". Searched: {', '.join(searched) or 'there is no disk to search'}.",
+        hint="Connect the disk that holds the backup and press ENTER.",
+    )
+
+
+def open_backup(path: str, set: AsrSet) -> FoundBackup:
+    """The backup at a path that a person named. Raises BackupNotFound, DamagedBackup, OtherSet."""
+    if not os.path.isfile(path):
+        raise BackupNotFound(f"There is no file {path}.", hint="Type the path again.")
+    other = read_sif(read_first(Path(path)))
+    if other.id != set.id:
+        raise OtherSet(
+            f"The backup belongs to another ASR set: expected {set.host}, {set.created:%Y-%m-%d %H:%M}; "
+            f"found {other.host}, {other.created:%Y-%m-%d %H:%M}.",
+            hint="Choose the backup that was made together with the ASR disk.")
+    return FoundBackup(path, path, set)
+
+
+def forget() -> None:
+    """Unmounts what was mounted to be looked into."""
+    for point in FOLDER.iterdir() if FOLDER.exists() else ():
+        if point.is_mount():
+            run(("umount", str(point)), check=False)
+
+
+def _volumes(set: AsrSet) -> Iterator[_Volume]:
+    own = {f.uuid for f in set.layout.filesystems if f.uuid}
+    text = run(("lsblk", "--json", "--list", "--output", "PATH,TYPE,FSTYPE,UUID,LABEL"))
+    for row in json.loads(text)["blockdevices"]:
+        if row["type"] == "loop" or row["uuid"] in own or (row["fstype"] or "") in _NO_VOLUME:
+            continue
+        yield _Volume(row["path"], row["fstype"], row["uuid"] or "", row["label"] or "")
+
+
+def _backups_below(point: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(point):
+        if len(Path(folder).relative_to(point).parts) >= _DEPTH:
+            folders.clear()
+        yield from (Path(folder) / name for name in sorted(files) if name.endswith(_SUFFIXES))
+
+
+def _set_id(path: Path) -> str:
+    """The set id of a backup; "" for what is not a readable one."""
+    try:
+        return read_sif(read_first(path)).id
+    except (OSError, BackupNotFound, DamagedBackup, DamagedSif, NewerSchema):
+        return ""
