@@ -213,6 +213,8 @@ def _check(set: AsrSet) -> None:
             raise _damaged(f"mount point {mount.point} has no file system")
         if not mount.point.startswith("/") or ".." in mount.point.split("/"):
             raise _damaged(f"mount point {mount.point!r} is not an absolute path")
+        if mount.mode > 0o7777 or max(mount.owner, mount.group) >= 2**32 - 1:
+            raise _damaged(f"mount point {mount.point!r} has an owner or mode that there is not")
 
 
 def _damaged(why: str) -> DamagedSif:

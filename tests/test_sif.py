@@ -95,6 +95,8 @@ def test_a_newer_schema_is_refused_with_a_sentence():
     {"filesystem": [{"id": "f", "device": "0x1", "type": "ext4", "settings": {"a": {"b": 1}}}]},
     {"mount": [{"filesystem": "root", "point": "/../etc"}]},
     {"mount": [{"filesystem": "root", "point": "etc"}]},
+    {"mount": [{"filesystem": "root", "point": "/etc", "mode": 0o10000}]},
+    {"mount": [{"filesystem": "root", "point": "/etc", "owner": 2**32 - 1}]},
     {"backup": {"name": "../x"}},
 ], ids=repr)
 def test_hostile_records_are_refused(change):
