@@ -40,22 +40,23 @@ SCREENS = Path(__file__).parent / "screens"
 NEVER = 3600.0                         # a count-down's second that doesn't pass within a test
 
 LAYOUT = Layout(
-    disks=(Disk("d0", "/dev/vda", 8 << 30, label="gpt", transport="virtio"),),
+    disks=(Disk("d0", "/dev/vda", 3 << 30, label="gpt", transport="virtio"),),
     mounts=(Mount("root", "/"), Mount("home", "/home")),
 )
 SET = AsrSet(
-    id="5f0c9a5e-6f0b-4a57-9a52-0d3c1c0e7a11", created=datetime(2026, 3, 14, 15, 9, tzinfo=UTC), host="demo",
+    id="5f0c9a5e-6f0b-4a57-9a52-0d3c1c0e7a11", created=datetime(2026, 3, 14, 15, 9, tzinfo=UTC), host="sample",
     system="Debian GNU/Linux 13 (trixie)", layout=LAYOUT,
-    backup=BackupReference("demo-20260314-1509.tar.zst", "/mnt/backup", label="BACKUP", files=20123, bytes=912345678),
+    backup=BackupReference("sample-20260314-1509.tar.zst", "/run/backup", label="BACKUP", files=6082, bytes=273579509),
 )
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
-BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same size", "blank", consent=False)
+BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same serial number", "blank", consent=False)
 FOREIGN = Choice(
     LAYOUT.disks[0], Disk("d1", "/dev/sda", 20 << 30, model="Samsung SSD 870 EVO", transport="sata"),
     "large enough", "3 partitions: SYSTEM [ntfs], vfat, DATA [ntfs]", consent=True)
-FOUND = FoundBackup("/run/asr/volumes/vdb1/demo.tar.zst", "/demo-20260314-1509.tar.zst on BACKUP (/dev/vdb1)", SET)
+FOUND = FoundBackup("/run/asr/volumes/vdb/sample-20260314-1509.tar.zst",
+                    "/sample-20260314-1509.tar.zst on BACKUP (/dev/vdb)", SET)
 DIFFERENCES = tuple(Difference(f"home/user/film{n}.mkv", "Its data is damaged in the backup.") for n in range(7))
-RECOVERED = Outcome("recovered", (), 754.0, 20123, 912345678, "/var/log/asr/report.txt")
+RECOVERED = Outcome("recovered", (), 85.0, 6083, 285766656, "/var/log/asr/report.txt")
 SURVEY = Survey(
     draft=replace(SET, id="", backup=BackupReference()),
     left_out=(Difference("/srv/data", "/dev/vdc1 [ext4] is not on a disk that the system needs."),), used=1900 << 20)
@@ -71,10 +72,10 @@ def working(*events, outcome=None):
     return outcome
 
 
-FORMATTING = Progress("Setup is formatting...", 3, 8, subject="/home  Partition 3 [ext4]  8181 MB\n"
-                                                              "on 8192 MB Disk 0 at vda on virtio [GPT]")
+FORMATTING = Progress("Setup is formatting...", 3, 8, subject="/home  Partition 7 [ext4]  400 MB\n"
+                                                              "on 3072 MB Disk 0 at vda on virtio [GPT]")
 COPYING = Progress("Setup is copying files...", 77 << 20, 208 << 20, "root.squashfs")
-RESTORING = Progress("Restoring files...", 345678901, 912345678, "usr/lib/x86_64-linux-gnu/libc.so.6", "", 7654, 20123)
+RESTORING = Progress("Restoring files...", 106789012, 285766656, "usr/lib/x86_64-linux-gnu/libc.so.6", "", 2345, 6083)
 BACKING_UP = replace(RESTORING, status="Backing up files...")
 
 
@@ -93,7 +94,7 @@ def os_restore(**changes):
     return SimpleNamespace(**{
         "pending_set": lambda: SET,
         "checks": lambda set: iter([
-            Check("State of demo, created 2026-03-14 15:09 UTC"), Check("Hard disks as they were recorded"),
+            Check("State of sample, created 2026-03-14 15:09 UTC"), Check("Hard disks as they were recorded"),
             Check("Backup of this set")]),
         "find_backup": lambda set: FOUND,
         "open_backup": lambda path, set: replace(FOUND, place=path),
@@ -221,7 +222,7 @@ DISK_ERRORS = {
         "Setup could not find an ASR disk in any drive.",
         hint="Insert the disk labeled Automated System Recovery Disk and press ENTER."), "cancel"),
     "error-other-set": (errors.OtherSet(
-        "The backup belongs to another ASR set: expected demo, 2026-03-14 15:09; found web2, 2025-11-02 08:30.",
+        "The backup belongs to another ASR set: expected sample, 2026-03-14 15:09; found web2, 2025-11-02 08:30.",
         hint="Choose the backup that was made together with the ASR disk.", untouched="No file was restored."),
         "browse"),
     "error-damaged-sif": (errors.DamagedSif(
@@ -235,8 +236,8 @@ DISK_ERRORS = {
         "This computer has 1 disk to recover onto. The set needs 2 critical disks.",
         hint="Connect the missing disk and press ENTER."),),
     "error-backup-not-found": (errors.BackupNotFound(
-        f"The backup demo.tar.zst of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). It was "
-        "written to /mnt/backup on the volume BACKUP.",
+        f"The backup {SET.backup.name} of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). It was "
+        "written to /run/backup on the volume BACKUP.",
         hint="Connect the disk that holds it and press ENTER, or press B and name the file.",
         untouched="No file was restored yet."), "browse"),
     "error-damaged-backup": (errors.DamagedBackup(
@@ -258,7 +259,10 @@ PAGES = {
     "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_set=raises(errors.NoAsrDisk("none")))),
     "05-disk-found": (recover.InsertDisk, "Created", boot_recovery()),
     "06-checks": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
-        Check("ASR disk of demo, created 2026-03-14 15:09 UTC"), Check("Firmware"),
+        Check("ASR disk of sample, created 2026-03-14 15:09 UTC"), Check("Firmware"),
+        Check("Partitions and file systems: 3 to recreate"), Check("Recovery files on this medium"),
+        Check("Hard disks: 1 of 1 found")])), "seconds", None),
+    "06-checks-warning": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
         Check("Clock", note="This computer's clock is at 1999-12-31; files will be restored with their own dates."),
         Check("Hard disks: 1 of 1 found")])), "seconds", None),
     "07-disks": (lambda: recover.Disks(Match((BLANK,), LAYOUT)), "continues", None),
@@ -270,8 +274,8 @@ PAGES = {
     "11-wizard-not-ready": (lambda: restore.WizardWelcome(SET), "looks again", os_restore(
         checks=lambda set: iter([Check("Backup of this set", DISK_ERRORS["error-backup-not-found"][0])]))),
     "12-source": (lambda: restore.Source(SET, lambda: FOUND, True), "10 seconds", os_restore()),
-    "12-browse": (lambda: screens.Browse("Browse for the backup", restore._BROWSE, "/mnt/backup"), "/mnt", None),
-    "13-completing": (lambda: restore.Completing(SET, FOUND, False), "press F", None),
+    "12-browse": (lambda: screens.Browse("Browse for the backup", restore._BROWSE, "/run/backup"), "/run/backup", None),
+    "13-completing": (lambda: restore.Completing(SET, FOUND, True), "by itself", None),
     "14-progress": (lambda: progress_page("Restore Progress", RESTORING), "37%", None),
     "14-progress-differences": (
         lambda: progress_page("Restore Progress", RESTORING, *DIFFERENCES), "37%", None),
@@ -287,7 +291,7 @@ PAGES = {
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
         "This FAT volume holds files of up to 4 GB; a larger backup will not fit.",))), "CAUTION", preparation()),
     "19-selection": (lambda: at_work(prepare.Selecting(), Progress(
-        "Counting files...", 345678901, item="usr/share/doc/bash", files=7654)), "7,654", preparation()),
+        "Counting files...", 106789012, item="usr/share/doc/bash", files=2345)), "2,345", preparation()),
     "19-backup": (lambda: progress_page("Backup Progress", BACKING_UP), "37%", preparation()),
     "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
@@ -850,8 +854,8 @@ def headless(monkeypatch, as_root):
 def test_prepare_without_a_screen_ends_with_0_when_all_was_read_back(headless, capsys):
     assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 0
     said = capsys.readouterr().out
-    assert "Backing up files...   37%  7,654 of 20,123 files" in said
-    assert "/mnt/backup/demo-20260314-1509.tar.zst" in said
+    assert "Backing up files...   37%  2,345 of 6,083 files" in said
+    assert "/run/backup/sample-20260314-1509.tar.zst" in said
     assert "NOT protected: /srv/data" in said
     assert said.endswith("The backup and the ASR disk were read back and match.\n")
 
