@@ -149,7 +149,7 @@ def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
     try:
         found = find_backup(disk.set)
         forget()
-        return Check("Backup of this set", note=f"Found: {found.place}")
+        return Check(f"Backup: {found.place}")
     except BackupNotFound as error:
         return Check("Backup of this set", error)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from textual import events, work
 from textual.widget import Widget
 
-from bootenv.errors import NoAsrDisk
+from bootenv.errors import BackupNotFound, NoAsrDisk
 from bootenv.events import Progress
 from bootenv.layout import Disk, human
 
@@ -40,6 +40,7 @@ class RecoverApp(SetupApp):
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
         super().__init__(story, tick=tick)
         self.hardware_ready = hardware_ready
+        self.without_backup = False            # somebody said that the backup will be connected later
         self.wanted = False        # F2 was pressed: nothing before page 5 needs to be seen again
 
     async def pages(self) -> None:
@@ -81,11 +82,15 @@ class RecoverApp(SetupApp):
         """One attempt, from the checks to the last file copied."""
         changed = ""
         try:
-            await self.ask(ChecksPage("Automated System Recovery is starting...", self.story.checks(disk)))
+            checks = self.story.checks(disk, without_backup=self.without_backup)
+            await self.ask(ChecksPage("Automated System Recovery is starting...", checks))
             match = await asyncio.to_thread(self.story.match_disks, disk)
             await self.ask(Disks(match))
             changed = _DISKS_CHANGED
             await self.perform(Preparing(), self.story.recover(disk, match))
+        except BackupNotFound as error:
+            self.without_backup = await self.ask(self.page_for(error, "agree")) == "agree"
+            return False
         except Exception as error:
             await self.ask(self.page_for(error, changed=changed))
             return False

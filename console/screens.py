@@ -219,6 +219,7 @@ class Leaving(Page[None]):
 _EXPLAINED = {
     "browse": "To name another place, press B.",
     "retry": "To try again, press ENTER.",
+    "agree": "To format the disks without it, and connect it later, press F8.",
     "cancel": "To go back without changing anything, press ESC.",
 }
 
@@ -233,6 +234,7 @@ class ErrorPage(Page[str]):
     )
     BINDINGS = (
         key("b", "answer('browse')", "Browse")
+        + key("f8", "answer('agree')", "Agree")
         + key("enter", "answer('retry')", "Retry")
         + key("escape", "answer('cancel')", "Cancel")
         + key("d", "details", "Details")

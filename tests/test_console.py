@@ -83,7 +83,7 @@ def boot_recovery(**changes):
     """bootenv.recover as it looks from the console, without a machine behind it."""
     return SimpleNamespace(**{
         "find_set": lambda: DISK,
-        "checks": lambda disk: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
+        "checks": lambda disk, **_: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
         "match_disks": lambda disk: Match((BLANK,), LAYOUT),
         "recover": lambda disk, match: working(FORMATTING, COPYING),
         "restart": Counted(),
@@ -236,8 +236,8 @@ DISK_ERRORS = {
         "This computer has 1 disk to recover onto. The set needs 2 critical disks.",
         hint="Connect the missing disk and press ENTER."),),
     "error-backup-not-found": (errors.BackupNotFound(
-        f"The backup {SET.backup.name} of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). It was "
-        "written to /run/backup on the volume BACKUP.",
+        f"The backup {SET.backup.name} of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). "
+        "It was written to /run/backup on the volume BACKUP.",
         hint="Connect the disk that holds it and press ENTER, or press B and name the file.",
         untouched="No file was restored yet."), "browse"),
     "error-damaged-backup": (errors.DamagedBackup(
@@ -412,7 +412,7 @@ async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
 
 async def test_a_failed_check_stops_before_the_first_write_and_is_repeated_on_enter(tmp_path):
     results = [Check("Hard disks", errors.DiskTooSmall("Disk 0 needs more.")), Check("Hard disks")]
-    story = boot_recovery(checks=lambda disk: iter([results.pop(0)]), recover=None)
+    story = boot_recovery(checks=lambda disk, **_: iter([results.pop(0)]), recover=None)
     async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await insert_disk(pilot)
         await pilot.press("space")
@@ -420,6 +420,46 @@ async def test_a_failed_check_stops_before_the_first_write_and_is_repeated_on_en
         await pilot.press("enter")
         await until(pilot, "Hard disks ......")
     assert results == []
+
+
+async def test_without_its_backup_nothing_is_formatted_until_f8(tmp_path):
+    written = []
+
+    def checks(disk, *, without_backup):
+        missing = errors.BackupNotFound("The backup was not found.")
+        yield Check("Backup of this set", None if without_backup else missing)
+
+    story = boot_recovery(checks=checks, recover=lambda disk, match: working(outcome=written.append(match)))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "press F8")
+        await pilot.press("enter", "space")
+        await until(pilot, "press F8")
+        assert written == []
+        await pilot.press("f8")
+        await until(pilot, "being restarted")
+    assert len(written) == 1
+
+
+async def test_a_backup_that_is_not_there_yet_can_come_later(tmp_path):
+    missing = errors.BackupNotFound("The backup is on none of the disks.", hint="Connect the disk that holds it.")
+    asked = []
+
+    def checks(disk, without_backup=False):
+        asked.append(without_backup)
+        yield Check("Backup of this set", None if without_backup else missing)
+
+    async with recover_app(boot_recovery(checks=checks), tmp_path, tick=0.01).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "The backup is on none of the disks.")
+        await pilot.press("enter")
+        await until(pilot, "F8=Agree")
+        await pilot.press("f8")
+        await until(pilot, "Setup will recover these disks")
+    assert asked[0] is False
+    assert asked[-1] is True
 
 
 async def test_a_disk_with_other_content_waits_for_f8(tmp_path):
