@@ -51,6 +51,7 @@ import os
 import re
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -67,7 +68,7 @@ SKIPPABLE = 0x184D2A5A
 FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
 MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
 _TAIL_SIZE = 8 + 36
-_FLUSH = 32 * 2**20
+_FLUSH = _AHEAD = 32 * 2**20
 _CHUNK = 2**20                 # of index text under one checksum
 
 
@@ -114,7 +115,7 @@ class DamagedFrame(Exception):
     """A frame isn't what its checksum says."""
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
@@ -202,6 +203,7 @@ class Output:
         self.destination = destination
         self.volume_size = volume_size
         self.written = 0
+        self.seconds = 0.0                     # spent waiting for the destination
         self.parts: list[Path] = []            # the temporary names, in order
         self._here = 0                         # bytes in the newest volume
         self._flushed = 0                      # of them on their way to the disk
@@ -220,11 +222,13 @@ class Output:
         return status.st_dev, status.st_ino
 
     def write(self, *pieces: bytes | memoryview) -> None:
+        started = time.monotonic()
         try:
             for piece in pieces:
                 self._write(memoryview(piece))
         except OSError as error:
             raise self._failure(error) from error
+        self.seconds += time.monotonic() - started
 
     def commit(self) -> None:
         """Give what is written its name, once it is safely on the disk."""
@@ -410,6 +414,7 @@ class Volumes:
             start += full if size is None else size
         self.missing = [p.name for p, s in zip(paths, sizes, strict=True) if s is None]
         self.size = start
+        self._prefetched = 0
 
     def read(self, place: int, size: int) -> bytes:
         """Bytes at a place; fewer at the end; zeros where the medium gives an error."""
@@ -420,6 +425,16 @@ class Volumes:
                 count = min(place + size, start + length) - begin
                 pieces.append(_pread(fd, count, begin - start))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def prefetch(self, place: int) -> None:
+        """Have what follows a place read into memory, for the workers: each alone seems to jump about in the file."""
+        if place + _AHEAD // 2 < self._prefetched:
+            return
+        for start, length, fd in self._parts:
+            begin, end = max(place, self._prefetched, start), min(place + _AHEAD, start + length)
+            if begin < end and fd >= 0:
+                os.posix_fadvise(fd, begin - start, end - begin, os.POSIX_FADV_WILLNEED)
+        self._prefetched = place + _AHEAD
 
     def close(self) -> None:
         for _, _, fd in self._parts:

@@ -7,9 +7,10 @@ order, and what becomes of it. No layout, ASR disk or root is needed: any tree c
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +39,11 @@ from bootenv.events import Difference, Event, Progress
 from bootenv.extract import DAMAGED, MALFORMED, Extractor, is_wanted
 from bootenv.member import Member, Placement, decode, encode, from_stat
 
-LEVEL = 1
+LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
+_SECONDS_OF_LEVEL = 1.0        # until it is looked at again
 _FIRST_MOST = 64 * 2**20       # the first member is small; a reader that believed any size could be made to run out
 _SECONDS_BETWEEN = 0.1         # of Progress
+_SECONDS_OF_JOURNAL = 20.0     # after which the target is synced; what is lost at a power cut takes as long again
 
 # Kinds of file systems with nothing on them that is the machine's to keep, and those that keep no owners or modes.
 _PSEUDO = frozenset((
@@ -175,13 +178,14 @@ def _swap_files() -> Iterator[tuple[int, int]]:
 # Writing
 
 def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str, bytes] | None = None, *,
-                 selection: Selection | None = None, exclude: Sequence[str] = (), level: int = LEVEL,
+                 selection: Selection | None = None, exclude: Sequence[str] = (), level: int | None = None,
                  volume_size: int = 0, workers: int | None = None) -> Iterator[Event]:
     """Back up the sources to one file, or to volumes of volume_size bytes (NAME.001, ...).
 
     first: name and content of a member to be the very first; what lies at its path in the sources is left out.
     selection: what select() counted, for the progress. exclude: fnmatch patterns on paths in the backup; "*" takes
-    "/", too. The backup has its name only when it is whole. Files that can't be read as they were are Differences.
+    "/", too. level: of zstd; None begins with the fastest and uses what time a slow destination leaves for higher
+    ones. The backup has its name only when it is whole. Files that can't be read as they were are Differences.
     Raises DestinationFull, DestinationRefused.
     """
     output = Output(destination, volume_size)
@@ -192,7 +196,7 @@ def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str,
         setup = ([(t.directory, t.prefix) for t in reading.trees], reading.first, reading.mounts, left_out,
                  reading.exclude)
         with Crew("bootenv.collect:work", setup, workers) as crew:
-            yield from _Writing(reading, crew, Writer(output), selection or Selection(0, 0), level).events(first)
+            yield from _Writing(reading, crew, output, selection or Selection(0, 0), level).events(first)
         output.commit()
     finally:
         output.abort()
@@ -221,12 +225,15 @@ class _Writing:
     run, then hard links, whose files must be there, then the directories' times.
     """
 
-    def __init__(self, reading: Reading, crew: Crew, writer: Writer, selection: Selection, level: int):
+    def __init__(self, reading: Reading, crew: Crew, output: Output, selection: Selection, level: int | None):
         self._reading = reading
         self._crew = crew
-        self._writer = writer
+        self._output = output
+        self._writer = Writer(output)
         self._selection = selection
-        self._level = level
+        self._adapts = level is None
+        self._level = LEVELS[0] if level is None else level
+        self._level_since = (time.monotonic(), 0.0)        # and the seconds of the output then
         self._pace = _Pace()
         self._files = self._bytes = 0
         self._unanswered = 0
@@ -320,9 +327,17 @@ class _Writing:
             del self._seen[device, inode]      # all its names have come by
 
     def _progress(self, item: bytes) -> Iterator[Progress]:
+        self._adapt_level()
         if self._pace.due():
             yield Progress("Backing up files...", self._bytes, max(self._selection.bytes, self._bytes),
                            os.fsdecode(item), "", self._files, max(self._selection.files, self._files))
+
+    def _adapt_level(self) -> None:
+        since, waited = self._level_since
+        now = time.monotonic()
+        if self._adapts and now - since >= _SECONDS_OF_LEVEL:
+            self._level = next_level(self._level, (self._output.seconds - waited) / (now - since))
+            self._level_since = now, self._output.seconds
 
     # Large files
 
@@ -411,6 +426,14 @@ class _Writing:
             self._writer.add(Frame("d", pack(data, self._level), len(data), 0, b""))
 
 
+def next_level(level: int, waiting: float) -> int:
+    """The level to go on with, by the share of time in which the destination was what all waited for."""
+    at = LEVELS.index(level)
+    if waiting > 0.6:
+        return LEVELS[min(at + 1, len(LEVELS) - 1)]
+    return LEVELS[max(at - 1, 0)] if waiting < 0.3 else level
+
+
 def _triples(spool: Spool) -> Iterator[tuple[int, bytes, bytes]]:
     for text in spool.unpacked():
         fields = iter(text.split(b"\0")[:-1])
@@ -422,7 +445,7 @@ def _first_frame(name: str, content: bytes) -> Frame:
     batch = Batch()
     now = time.time_ns()
     batch.add(Member(os.fsencode(name), "f", 0o600, mtime=now, atime=now, size=len(content)), content)
-    return batch.frame(LEVEL)
+    return batch.frame(LEVELS[0])
 
 
 # Reading
@@ -477,7 +500,7 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
         done = files = 0
         pace = _Pace()
         with Crew("bootenv.extract:check", (str(path),), workers) as crew:
-            for (_, place, whole, lost, item), _ in crew.run(_with_records(index)):
+            for (_, place, whole, lost, item), _ in crew.run(_with_records(volumes, index)):
                 place = Place(*place)
                 done += place.size
                 files += place.files
@@ -490,10 +513,11 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
         yield Progress("Verifying the backup...", done, total, "", "", files, total_files)
 
 
-def _with_records(index: Index) -> Iterator[Task | None]:
+def _with_records(volumes: Volumes, index: Index) -> Iterator[Task | None]:
     members = index.members()
     seq, records = next(members, (-1, []))
     for place in index.frames():
+        volumes.prefetch(place.place)
         if place.seq == seq:
             yield (tuple(place), [tuple(r) for r in records])
             seq, records = next(members, (-1, []))
@@ -526,13 +550,14 @@ def _whole(volumes: Volumes, index: Index) -> Iterator[Difference]:
 # Restoring
 
 def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anywhere: bool = False,
-                   workers: int | None = None) -> Iterator[Event]:
+                   journal: Path | None = None, workers: int | None = None) -> Iterator[Event]:
     """Make the backup's files, or only those paths and what is below them, in the target directory.
 
-    What stands in a file's place is replaced; running it again after an interruption gives the same result. What is
-    damaged or can't be made is a Difference and costs nothing else. Raises TargetNotMounted unless the target is a
-    mount point or `anywhere` says that any directory will do; DestinationFull when the target is full; BackupNotFound,
-    DamagedBackup (nothing can be read).
+    What stands in a file's place is replaced; running it again after an interruption gives the same result, and with
+    the same journal (a file, on the target or elsewhere) it goes on where it was. What is damaged or can't be made is
+    a Difference and costs nothing else. Raises TargetNotMounted unless the target is a mount point or `anywhere` says
+    that any directory will do; DestinationFull when the target is full; BackupNotFound, DamagedBackup (nothing can be
+    read).
     """
     if not anywhere and not os.path.ismount(target):
         raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
@@ -545,7 +570,40 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
         # Closed at once: the target is unmounted next.
         with closing(Extractor(None, directory, devices, wanted)) as extractor, \
                 Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
-            yield from _Restoring(index, crew, extractor, wanted).events()
+            yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
+
+
+class _Journal:
+    """Which frames are restored and on the disk for good: their numbers, after a line that names the backup."""
+
+    def __init__(self, path: Path | None, index: Index):
+        self._path = path
+        self._head = "".join(f"{place.checksum:08x}{place.packed}" for place in islice(index.frames(), 2)) + "\n"
+        self._new: list[int] = []
+        self._next = time.monotonic() + _SECONDS_OF_JOURNAL
+        self.done: frozenset[int] = frozenset()
+        if path:
+            try:
+                with open(path) as lines:
+                    if next(lines, "") == self._head:
+                        self.done = frozenset(int(line) for line in lines if line.endswith("\n"))
+            except FileNotFoundError:
+                pass
+            if not self.done:
+                path.write_text(self._head)
+
+    def add(self, seqs: Iterable[int]) -> None:
+        if not self._path:
+            return
+        self._new += seqs
+        if time.monotonic() >= self._next:
+            os.sync()                          # the files first: what is in here isn't looked at again
+            with open(self._path, "a") as file:
+                file.write("".join(f"{seq}\n" for seq in self._new))
+                file.flush()
+                os.fsync(file.fileno())
+            self._new = []
+            self._next = time.monotonic() + _SECONDS_OF_JOURNAL
 
 
 @dataclass
@@ -555,16 +613,20 @@ class _Growing:
     member: Member
     placement: Placement
     left: int                  # stored bytes still to come
+    seqs: list[int]            # its frames so far
     damaged: bool = False
 
 
 class _Restoring:
     """One restore under way: members, hard links, directories' own data, flags that forbid changes."""
 
-    def __init__(self, index: Index, crew: Crew, extractor: Extractor, only: tuple[bytes, ...]):
+    def __init__(self, volumes: Volumes, index: Index, crew: Crew, extractor: Extractor, only: tuple[bytes, ...],
+                 journal: _Journal):
+        self._volumes = volumes
         self._index = index
         self._crew = crew
         self._extractor = extractor
+        self._journal = journal
         self._pace = _Pace()
         self._wanted = _frames_of(index, only) if only and index.whole else None
         self._total = sum(place.size for place in self._frames("m+h"))
@@ -605,6 +667,11 @@ class _Restoring:
         """Frames in the order of the file; a large file's pieces once it is made."""
         head = -1
         for place in self._frames("m+"):
+            self._volumes.prefetch(place.place)
+            if place.seq in self._journal.done:
+                self._done += place.size
+                self._files += place.files
+                continue
             if place.kind == "m":
                 head = place.seq
                 self._unanswered.add(head)
@@ -633,6 +700,8 @@ class _Restoring:
             self._damaged[place.seq] = place
         if large:
             self._begin(place, Member(*large))
+        elif kind == "frame" and not (damaged or differences or flags):
+            self._journal.add((place.seq,))
         if kind == "piece":
             self._grow(place, item, damaged)
         self._unanswered.discard(place.seq)
@@ -652,7 +721,7 @@ class _Restoring:
     def _begin(self, place: Place, member: Member) -> None:
         placement = Placement(member)
         head = place.size - len(encode(member))
-        self._growing[place.seq] = _Growing(member, placement, placement.stored - head)
+        self._growing[place.seq] = _Growing(member, placement, placement.stored - head, [place.seq])
         self._heads[member.path] = place.seq
 
     def _grow(self, place: Place, path: bytes, damaged: bool) -> None:
@@ -660,8 +729,11 @@ class _Restoring:
         growing = self._growing[seq]
         growing.left -= min(place.size, growing.placement.stored - place.at)
         growing.damaged |= damaged
+        growing.seqs.append(place.seq)
         if not growing.left and not growing.damaged:
             self._extractor.finish(growing.member)
+            if not growing.member.flags:
+                self._journal.add(growing.seqs)
             del self._growing[seq], self._heads[path]
 
     def _give_up_incomplete(self) -> Iterator[Event]:

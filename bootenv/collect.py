@@ -26,6 +26,7 @@ from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, from_stat, kind
 
 BATCH = 2**20                  # members are gathered to this size, so that damage is bounded
 PIECE = 4 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
+AHEAD = 16                     # files opened before they are read, so that the disk has more than one to fetch
 MANY = 2000                    # names of a directory that one worker takes; the rest is for all of them
 MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are stored as zeros
 
@@ -305,10 +306,13 @@ class Collector:
             for start in range(MANY, len(entries), MANY):
                 self._found.names.append((path, b"\0".join([e[1] for e in entries[start:start + MANY]])))
             below, archived = path and path + b"/", name and name + b"/"
-            for _, entry, kind in entries[:MANY]:
-                self._entry(directory, entry, below + entry, archived + entry, kind)
-                if self._batch.size >= BATCH:
-                    yield from self._flush(level)
+            for start in range(0, min(len(entries), MANY), AHEAD):
+                group = entries[start:start + AHEAD]
+                opened = [kind == "f" and self._open_ahead(directory, entry, archived) for _, entry, kind in group]
+                for (_, entry, kind), fd in zip(group, opened, strict=True):
+                    self._entry(directory, entry, below + entry, archived + entry, kind, fd or -1)
+                    if self._batch.size >= BATCH:
+                        yield from self._flush(level)
 
     def _names(self, level: int, tree: int, path: bytes, names: bytes) -> Iterator[Message]:
         archived = self._trees[tree].name(path)
@@ -342,15 +346,30 @@ class Collector:
         if not path or name not in self._prefixes:
             self._again.append(head)
 
-    def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: str, alone: bool = True) -> None:
-        """alone: several names make it one for the main process, which knows the names that others found."""
+    def _open_ahead(self, directory: int, name: bytes, above: bytes) -> int:
+        """A file's descriptor, and its content on the way into memory while those before it are dealt with."""
+        try:
+            if self._excluded and self._excluded(above + name):
+                return -1
+            fd = open_file(name, directory)
+            os.posix_fadvise(fd, 0, PIECE, os.POSIX_FADV_WILLNEED)
+        except OSError:                        # _entry() comes upon it again, and names it
+            return -1
+        return fd
+
+    def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: str, fd: int = -1,
+               alone: bool = True) -> None:
+        """fd: a file that is open already; it is closed.
+
+        alone: several names make it one for the main process, which knows the names that others found.
+        """
         if self._excluded and self._excluded(archived):
             return
         try:
             if kind == "?":
                 kind = kind_of(os.lstat(name, dir_fd=directory))
             if kind == "f":
-                self._file(directory, name, path, archived, alone)
+                self._file(fd if fd >= 0 else open_file(name, directory), path, archived, alone)
             elif kind == "d":
                 self._found.directories.append(path)
             else:
@@ -358,8 +377,7 @@ class Collector:
         except OSError as error:
             self._differs(archived, unread(error))
 
-    def _file(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
-        fd = open_file(name, directory)
+    def _file(self, fd: int, path: bytes, archived: bytes, alone: bool) -> None:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

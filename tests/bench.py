@@ -148,12 +148,20 @@ def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[
         times["backup"] = run(peer.backup, TREE=tree, FILE=file, PLACE=output)
     if cold:
         return times
+    warm(output)                               # we drop what we wrote from memory, the peers don't
     if peer.verify:
         times["verify"] = run(peer.verify, FILE=file, PLACE=output)
     with fresh_ext4(place, size) as target:
+        warm(output)
         times["restore"] = run(peer.restore, TREE=tree, FILE=file, TARGET=target, PLACE=target)
     remove(output)
     return times
+
+
+def warm(output: Path) -> None:
+    for path in output.rglob("*"):
+        if path.is_file():
+            subprocess.run(("cat", path), stdout=subprocess.DEVNULL, check=True)
 
 
 def remove(path: Path) -> None:

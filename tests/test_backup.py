@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from bootenv import backup as backup_room
 from bootenv.archive import Frame, Index, Output, Place, Volumes, Writer, pack
 from bootenv.backup import Source, list_backup, read_first, restore_backup, select, verify_backup, write_backup
 from bootenv.collect import Batch, Collector, Reading, Tree
@@ -275,6 +276,30 @@ def test_files_that_change_are_named(small, scratch):
     after = described(scratch / "out")
     assert {d.what for d in found} <= {"large", "d3/f3"}
     assert after[b"d4/f4"] == before[b"d4/f4"]
+
+
+def test_a_slow_destination_gets_a_higher_level(scratch, monkeypatch):
+    (scratch / "tree").mkdir()
+    for number in range(12):
+        (scratch / "tree" / f"{number}").write_bytes(random.Random(number).randbytes(2000).hex().encode() * 500)
+    pack_tree(scratch / "tree", scratch / "fast", level=1)
+    real = os.write
+
+    def write(fd: int, data: memoryview) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+            time.sleep(0.02)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_LEVEL", 0.001)
+    pack_tree(scratch / "tree", scratch / "slow", workers=1)
+    assert (scratch / "slow").stat().st_size < (scratch / "fast").stat().st_size
+    assert extract(scratch / "slow", scratch / "out") == []
+
+
+@pytest.mark.parametrize(("level", "waiting", "then"), [(1, 0.9, 3), (7, 0.9, 7), (5, 0.5, 5), (3, 0.1, 1), (1, 0, 1)])
+def test_the_level_follows_what_all_wait_for(level, waiting, then):
+    assert backup_room.next_level(level, waiting) == then
 
 
 def test_a_file_that_shrinks_while_it_is_read(scratch, monkeypatch):
@@ -605,6 +630,30 @@ def test_an_interrupted_restore_is_made_good_by_another(tree, backup, scratch):
     for _ in range(2):                         # the second time over a finished one, with all that forbids changes
         assert extract(backup, scratch / "out") == []
         assert without(described(scratch / "out"), *FIRST_AND_ABOVE) == expected
+
+
+def test_with_a_journal_it_goes_on_where_it_was(small, scratch, monkeypatch):
+    pack_tree(small, scratch / "b")
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_JOURNAL", 0)
+    assert extract(scratch / "b", scratch / "out", journal=scratch / "journal") == []
+    head, *lines = (scratch / "journal").read_text().split()
+    (scratch / "journal").write_text("\n".join((head, *lines[:3])) + "\n9")        # cut off while it was written
+    (scratch / "again").mkdir()
+    assert extract(scratch / "b", scratch / "again", journal=scratch / "journal") == []
+    with Volumes(scratch / "b") as volumes:
+        done = {r.path for _, records in Index(volumes).members({int(n) for n in lines[:3]}) for r in records}
+    for path, what in described(scratch / "out").items():
+        if path in done and what[0].startswith("0o10"):
+            assert not os.path.lexists(scratch / "again" / os.fsdecode(path))
+        else:
+            assert described_again(scratch / "again", path) == what
+    pack_tree(small / "d1", scratch / "c")
+    assert extract(scratch / "c", scratch / "third", journal=scratch / "journal") == []
+    assert described(scratch / "third") == described(small / "d1")                   # another backup's journal
+
+
+def described_again(root: Path, path: bytes) -> tuple:
+    return described(root)[path]
 
 
 def test_other_things_in_the_way_are_replaced(small, scratch):
