@@ -25,7 +25,6 @@ from .widgets import AsciiGlyphs, ReverseVideo
 T = TypeVar("T")
 
 
-
 class Cancelled(Exception):
     """The person left while the work was going on."""
 

@@ -240,6 +240,10 @@ DISK_ERRORS = {
         "It was written to /run/backup on the volume BACKUP.",
         hint="Connect the disk that holds it and press ENTER, or press B and name the file.",
         untouched="No file was restored yet."), "browse"),
+    "error-backup-not-here-yet": (errors.BackupNotFound(
+        f"The backup {SET.backup.name} of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). "
+        "It was written to /run/backup on the volume BACKUP.", hint="Connect the disk that holds it and press ENTER."),
+        "agree"),
     "error-damaged-backup": (errors.DamagedBackup(
         "Nothing in the backup can be read.", hint="Use another backup of this computer."), "browse"),
     "error-command-failed": (errors.CommandFailed(
@@ -440,26 +444,6 @@ async def test_without_its_backup_nothing_is_formatted_until_f8(tmp_path):
         await pilot.press("f8")
         await until(pilot, "being restarted")
     assert len(written) == 1
-
-
-async def test_a_backup_that_is_not_there_yet_can_come_later(tmp_path):
-    missing = errors.BackupNotFound("The backup is on none of the disks.", hint="Connect the disk that holds it.")
-    asked = []
-
-    def checks(disk, without_backup=False):
-        asked.append(without_backup)
-        yield Check("Backup of this set", None if without_backup else missing)
-
-    async with recover_app(boot_recovery(checks=checks), tmp_path, tick=0.01).run_test(size=(80, 25)) as pilot:
-        await welcome(pilot)
-        await pilot.press("f2")
-        await until(pilot, "The backup is on none of the disks.")
-        await pilot.press("enter")
-        await until(pilot, "F8=Agree")
-        await pilot.press("f8")
-        await until(pilot, "Setup will recover these disks")
-    assert asked[0] is False
-    assert asked[-1] is True
 
 
 async def test_a_disk_with_other_content_waits_for_f8(tmp_path):
