@@ -115,7 +115,7 @@ def main() -> int:
         print(f"build_iso.py: {failure}", file=sys.stderr)
         return 1
     if options.demo:
-        from bootenv.demo import demo
+        from tests.vm.demo import demo
         return demo(build.output)
     return 0
 
@@ -228,6 +228,7 @@ def debian_tree(build: Build) -> None:
         f"--include={','.join(packages)}",
         f"--aptopt={options}",          # the proxies and limits that hold here
         "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=force-unsafe-io",    # a power cut here costs a new build, not a system
         build.suite, build.root, *debian_sources(build.suite),
     )
 
@@ -341,10 +342,12 @@ def boot_files(build: Build) -> None:
 
 def iso(build: Build) -> None:
     build.output.parent.mkdir(parents=True, exist_ok=True)
+    date(build, build.stage)
     part = build.output.with_suffix(".part")
     grub = "boot/grub/i386-pc"
     build.tool(
         "xorriso", "-as", "mkisofs", "-quiet", "-r", "-V", "ASR_RECOVERY", "-o", part,
+        "--set_all_file_dates", "set_to_mtime",
         # BIOS, as a CD
         "-b", f"{grub}/eltorito.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info",
         # BIOS, as a disk
@@ -438,7 +441,7 @@ def module_archive(build: Build) -> Path:
 
 
 def pack(build: Build, tree: Path, archive: Path) -> None:
-    build.tool("find", tree, "-exec", "touch", "--no-dereference", f"--date=@{epoch()}", "{}", "+")
+    date(build, tree)
     part = archive.with_suffix(".part")
     build.tool(
         "sh", "-c", 'cd "$1" && find . -print0 | sort -z'
@@ -446,6 +449,11 @@ def pack(build: Build, tree: Path, archive: Path) -> None:
         "sh", tree, part,
     )
     part.rename(archive)
+
+
+def date(build: Build, tree: Path) -> None:
+    """Gives all of a tree one time, so that the same files make the same bytes."""
+    build.tool("find", tree, "-exec", "touch", "--no-dereference", f"--date=@{epoch()}", "{}", "+")
 
 
 def module_closure(modules: Path, wanted: list[str]) -> list[str]:
