@@ -211,7 +211,11 @@ class Guest:
         return "The virtual machine has ended. " + (self.folder / "qemu.log").read_text(errors="replace").strip()
 
     def _wait(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()                              # of use when a key interrupts the wait
 
     def command(self, name: str, **arguments: object) -> Any:
         """One QMP command, and what it returns. Raises MachineGone, RehearsalFailed."""

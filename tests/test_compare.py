@@ -224,6 +224,7 @@ def test_files_are_found_under_their_mount_points(tiny):
     (("sfdisk", "--delete", "{image}", "3"), "partition 3 is missing."),
     (("sfdisk", "--disk-id", "{image}", "99999999-2222-3333-4444-555555555555"), "partition table: id was "),
     (("tune2fs", "-L", "eins", "{device}"), "content of partition 1: LABEL was one, is eins."),
+    (("tune2fs", "-L", "M-CM-$", "{device}"), "content of partition 1: LABEL_ENC was one, is M-CM-\\x24."),
     (("tune2fs", "-U", "99999999-2222-3333-4444-555555555555", "{device}"), "content of partition 1: UUID was "),
     (("tune2fs", "-m", "2", "{device}"), "file system of partition 1: Reserved block count was 409, is 163."),
     (("tune2fs", "-O", "project", "{device}"), "file system of partition 1: Filesystem features was "),

@@ -245,10 +245,13 @@ def partitions(image: Path) -> list[tuple[int, int, int]]:
 
 
 def probe(image: Path, start: int, size: int) -> dict[str, str]:
-    """What blkid finds in a partition (sectors)."""
-    out = run("blkid", "--probe", "--output=export", f"--offset={start * SECTOR}", f"--size={size * SECTOR}",
+    """What blkid finds in a partition (sectors): TYPE, UUID_ENC, LABEL_ENC, ... as udev has them.
+
+    Encoded: of its plain words two labels can look the same and not be.
+    """
+    out = run("blkid", "--probe", "--output=udev", f"--offset={start * SECTOR}", f"--size={size * SECTOR}",
               str(image), status=(0, 2))                             # 2: nothing
-    return {key: value for key, _, value in (line.partition("=") for line in out.splitlines()) if key != "DEVNAME"}
+    return dict(re.findall(r"^ID_FS_(\w+)=(.*)$", out, re.MULTILINE))
 
 
 # What dumpe2fs prints of a file system's use; all else is how it was made.

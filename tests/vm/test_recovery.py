@@ -1,10 +1,11 @@
 """A machine is prepared, lost, and brought back by somebody who presses F2 and inserts a floppy."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from bootenv.rehearsal import Drive, Guest, Machine, boot, make_disk
+from bootenv.rehearsal import Drive, Guest, Machine, NotSeen, boot, make_disk
 from tests.vm.compare import Allowed, differences, facts_of_disk, health, manifest, second_opinion
 from tests.vm.machines import PASSWORD, SAMPLES
 
@@ -51,10 +52,29 @@ def recover(disk: Path, backup_disk: Path, floppy: Path, iso: Path, folder: Path
         guest.wait_for_text("Please insert the disk labeled", 300)
         guest.insert_floppy(floppy)
         guest.press("ret")
-        guest.wait_for_reboot(1800)
-        guest.wait_for_reboot(3600)
+        hands_off(guest, 1800)
+        hands_off(guest, 3600)
         guest.serial.login("root", PASSWORD)
         switch_off(guest)
+
+
+def hands_off(guest: Guest, seconds: float) -> None:
+    """Until it restarts by itself. What it showed on the way is in film.txt; a page that waits is a failure."""
+    deadline = time.monotonic() + seconds
+    last = ""
+    with (guest.folder / "film.txt").open("a") as film:
+        while time.monotonic() < deadline:
+            try:
+                guest.wait_for_reboot(5)
+            except NotSeen:
+                pass
+            else:
+                return
+            if (screen := guest.screen()) != last:
+                film.write(f"{time.strftime('%T')}\n{screen}\n\n")
+                last = screen
+            assert "ASR-" not in screen, f"Setup stopped:\n{screen}"
+    pytest.fail(f"No restart within {seconds:.0f} s. The last screen:\n{last}")
 
 
 def done(guest: Guest, command: str, seconds: float = 120) -> str:
