@@ -185,6 +185,11 @@ def member_record(kind: str, offset: int, head: bytes, stored: int, sha256: str,
         kind.encode(), offset, len(head), zlib.crc32(head), stored, sha256.encode(), size, path)
 
 
+def parse_records(text: bytes) -> list[Record]:
+    """The records of a frame's members, each ended by NUL."""
+    return [_parse_member_record(record) for record in text.split(b"\0") if record]
+
+
 def _parse_member_record(text: bytes) -> Record:
     kind, offset, head, crc, stored, sha256, size, path = text.split(b" ", 7)
     return Record(kind.decode(), int(offset), int(head), int(crc, 16), int(stored), sha256.decode(), int(size), path)
@@ -504,6 +509,11 @@ class Index:
 
     def members(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, list[Record]]]:
         """Each frame's members, by its number; of the frames wanted, or all."""
+        for seq, records in self.groups(wanted):
+            yield seq, parse_records(records)
+
+    def groups(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """The same, as parse_records() takes them."""
         if not self.whole:
             return
         _, members = self._parts(self._place)
@@ -511,7 +521,7 @@ class Index:
             for group in text[1:].split(b"\0="):
                 head, _, rest = group.partition(b"\0")
                 if wanted is None or int(head) in wanted:
-                    yield int(head), [_parse_member_record(r) for r in rest.split(b"\0") if r]
+                    yield int(head), rest
 
     def _find(self) -> int:
         """The place of an index that is whole, -1 if there is none."""

@@ -514,15 +514,15 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
 
 
 def _with_records(volumes: Volumes, index: Index) -> Iterator[Task | None]:
-    members = index.members()
-    seq, records = next(members, (-1, []))
+    groups = index.groups()
+    seq, records = next(groups, (-1, b""))
     for place in index.frames():
         volumes.prefetch(place.place)
         if place.seq == seq:
-            yield (tuple(place), [tuple(r) for r in records])
-            seq, records = next(members, (-1, []))
+            yield (tuple(place), records)
+            seq, records = next(groups, (-1, b""))
         else:
-            yield (tuple(place), [])
+            yield (tuple(place), b"")
 
 
 def _damage_without_loss(place: Place, index: Index) -> str:
@@ -753,8 +753,8 @@ class _Restoring:
             for seq in damaged:
                 yield Difference(f"frame {seq}", _NAMELESS)
             return
-        tasks = (("frame", tuple(damaged[seq]), [tuple(r) for r in records])
-                 for seq, records in self._index.members(damaged) if damaged[seq].kind != "+")
+        tasks = (("frame", tuple(damaged[seq]), records)
+                 for seq, records in self._index.groups(damaged) if damaged[seq].kind != "+")
         for value, _ in self._crew.run(tasks):
             yield from self._take(value)
 

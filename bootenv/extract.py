@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bootenv.archive import DamagedFrame, Place, Record, Volumes, salvage, unpack
+from bootenv.archive import DamagedFrame, Place, Record, Volumes, parse_records, salvage, unpack
 from bootenv.crew import Message
 from bootenv.directories import Directories, allow_depth
 from bootenv.member import FLAGS, Extent, Member, Placement, decode, padding, stored_size
@@ -148,7 +148,7 @@ class Extractor:
 
     # A frame's members
 
-    def _frame(self, place: Place, records: list[tuple] | None) -> tuple[bytes, tuple]:
+    def _frame(self, place: Place, records: bytes | None) -> tuple[bytes, tuple]:
         """The last path made, and what pieces are to be added to.
 
         records: the index's, to save what a damaged frame still has; None for a frame believed to be whole.
@@ -178,10 +178,10 @@ class Extractor:
                 yield member, view[at:at + stored]
             at += stored + padding(stored)
 
-    def _saved(self, place: Place, records: list[tuple]) -> Iterator[tuple[Member, memoryview]]:
+    def _saved(self, place: Place, records: bytes) -> Iterator[tuple[Member, memoryview]]:
         assert self._volumes
         view = memoryview(salvage(self._volumes.read(place.place, place.packed), place))
-        for record in map(Record._make, records):
+        for record in parse_records(records):
             if not self._wanted(record.path):
                 continue
             head, content = parts(record, view)
@@ -471,7 +471,7 @@ class Checker:
 
     def __call__(self, task: tuple) -> Iterator[Message]:
         place = Place(*task[0])
-        records = list(map(Record._make, task[1]))
+        records = parse_records(task[1])
         packed = self._volumes.read(place.place, place.packed)
         try:
             view, whole = memoryview(unpack(packed, place)), True
