@@ -137,11 +137,8 @@ def destination(survey: Survey, place: str) -> Destination:
     if volume["fstype"] in ("tmpfs", "ramfs", "overlay", "squashfs"):
         raise _refused(f"{place} is in this computer's memory and will be gone at the next start.",
                        "Choose a disk that stays.")
-    critical = [d.path for d in survey.draft.layout.disks]
-    under = run(("lsblk", "--inverse", "--list", "--noheadings", "--paths", "--output", "NAME", volume["source"]),
-                check=False).split()
-    if on := sorted(set(critical) & set(under)):
-        raise _refused(f"{place} lies on {on[0]}, a disk that recovery will format.",
+    if on := _on_critical_disk(survey, volume["source"]):
+        raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
                        "Choose a place on another disk or on the network.")
     if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise _refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
@@ -154,7 +151,7 @@ def destination(survey: Survey, place: str) -> Destination:
         warnings.append(f"{human(free)} are free; the files to back up have {human(survey.used)} before compression.")
     if volume["fstype"] == "vfat" and survey.used > _VFAT_FILE:
         warnings.append("This FAT volume holds files of up to 4 GB; a larger backup will not fit.")
-    if not under:
+    if not volume["source"].startswith("/dev/"):
         warnings.append(f"{place} is on the network ({volume['fstype']}); recovery asks for it by path.")
     inner = "/" + os.path.relpath(folder, ROOT / volume["target"].lstrip("/"))
     reference = BackupReference(
@@ -199,6 +196,15 @@ def _read_back(path: Path, sif: bytes) -> Iterator[Event]:
                             untouched="The damaged backup was removed.")
 
 
+def check_disk(survey: Survey, place: str) -> None:
+    """Before the long work: will a place do for the ASR disk? Raises the AsrDisk… errors and DestinationRefused."""
+    device = inside(place)
+    if Path(device).is_block_device() and _on_critical_disk(survey, device):
+        raise _refused(f"{place} is a part of this computer's own disks, which recovery will format.",
+                       "Use a floppy disk, a USB stick or an image on another disk.")
+    check_writable(device, survey.draft.host)
+
+
 def write_disk(set: AsrSet, place: str) -> Iterator[Event]:
     """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors."""
     sif = write_sif(set)
@@ -236,6 +242,12 @@ def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
             run(("mount", "--make-private", str(point)))
             found.append(Source(str(point), mount.point.strip("/")))
         yield tuple(found)
+
+
+def _on_critical_disk(survey: Survey, device: str) -> str:
+    """The disk of the layout that a device lies on, through whatever is between; "" for none."""
+    under = run(("lsblk", "--inverse", "--list", "--noheadings", "--paths", "--output", "NAME", device), check=False)
+    return next((d.path for d in survey.draft.layout.disks if d.path in under.split()), "")
 
 
 def _volume(folder: Path) -> dict[str, str]:

@@ -111,6 +111,7 @@ def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
     destination = story.destination(survey, to)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
+    story.check_disk(survey, disk)
     selection, _ = followed(story.select(survey))
     set, _ = followed(story.prepare(survey, destination, selection))
     followed(story.write_disk(set, disk))
