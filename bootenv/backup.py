@@ -358,7 +358,7 @@ class _Writing:
                 last = end == placement.stored
                 if last:
                     self._ends[number] = large
-                while number - self._next > 4 * len(self._crew):
+                while number - self._next > 2 * len(self._crew):
                     yield None                 # one is late: don't fill the memory with those behind it
                 yield ("piece", self._level, number, source, b"" if at else encode(member),
                        placement.between(at, end), at, member.size, last, archived)

@@ -25,7 +25,7 @@ from bootenv.directories import Directories, allow_depth
 from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, from_stat, kind_of, padding
 
 BATCH = 2**20                  # members are gathered to this size, so that damage is bounded
-PIECE = 4 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
+PIECE = 2 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
 AHEAD = 16                     # files opened before they are read, so that the disk has more than one to fetch
 MANY = 2000                    # names of a directory that one worker takes; the rest is for all of them
 MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are stored as zeros

@@ -29,7 +29,7 @@ Task = tuple
 
 _HEAD = struct.Struct("<IIi")                  # bytes of the marshalled value and of the block, and the block's slot
 _SLOTS = 3                                     # blocks of a worker that wait for the main process
-_SLOT = 5 * 2**20                              # bytes; what is larger goes through the pipe
+_SLOT = 3 * 2**20                              # bytes; what is larger goes through the pipe
 _DEPTH = 2                                     # tasks that a worker has in hand, so that it never waits for the next
 _PIPE = 2**20
 # glibc gives each block above 128 KB back to the kernel at once, and then the pages of the next one have to be cleared
@@ -46,8 +46,8 @@ class WorkerFailed(AsrError):
 
 
 def workers() -> int:
-    """One for each core; more than eight would take more memory than the engine may."""
-    return min(len(os.sched_getaffinity(0)), 8)
+    """One for each core; more than six would take more memory than the engine may, which is 256 MiB in all."""
+    return min(len(os.sched_getaffinity(0)), 6)
 
 
 class Crew:
