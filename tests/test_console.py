@@ -49,7 +49,7 @@ SET = AsrSet(
     backup=BackupReference("sample-20260314-1509.tar.zst", "/run/backup", label="BACKUP", files=6082, bytes=273579509),
 )
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
-BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same serial number", "blank", consent=False)
+BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same size", "blank", consent=False)
 FOREIGN = Choice(
     LAYOUT.disks[0], Disk("d1", "/dev/sda", 20 << 30, model="Samsung SSD 870 EVO", transport="sata"),
     "large enough", "3 partitions: SYSTEM [ntfs], vfat, DATA [ntfs]", consent=True)
@@ -72,7 +72,7 @@ def working(*events, outcome=None):
     return outcome
 
 
-FORMATTING = Progress("Setup is formatting...", 3, 8, subject="/home  Partition 7 [ext4]  400 MB\n"
+FORMATTING = Progress("Setup is formatting...", 3, 8, subject="/  Partition 3 [ext4]  2048 MB\n"
                                                               "on 3072 MB Disk 0 at vda on virtio [GPT]")
 COPYING = Progress("Setup is copying files...", 77 << 20, 208 << 20, "root.squashfs")
 RESTORING = Progress("Restoring files...", 106789012, 285766656, "usr/lib/x86_64-linux-gnu/libc.so.6", "", 2345, 6083)
@@ -265,6 +265,7 @@ PAGES = {
     "06-checks": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
         Check("ASR disk of sample, created 2026-03-14 15:09 UTC"), Check("Firmware"),
         Check("Partitions and file systems: 3 to recreate"), Check("Recovery files on this medium"),
+        Check("Backup: /sample-20260314-1509.tar.zst on BACKUP (/dev/vdb)"),
         Check("Hard disks: 1 of 1 found")])), "seconds", None),
     "06-checks-warning": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
         Check("Clock", note="This computer's clock is at 1999-12-31; files will be restored with their own dates."),

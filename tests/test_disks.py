@@ -41,7 +41,8 @@ def test_blkid_sees_the_same_contents(outcome):
 
 
 # What a file system gets at every mkfs, and what changes whenever it is mounted or written.
-OWN = ("Filesystem created", "Next check after", "Last write time", "Last checked", "Lifetime writes", "Directory Hash Seed", "Checksum",
+OWN = ("Filesystem created", "Next check after", "Last write time", "Last checked", "Lifetime writes",
+       "Directory Hash Seed", "Checksum",
        "Last mounted on", "Last mount time", "Mount count", "Journal sequence", "Journal start")
 
 
