@@ -36,9 +36,9 @@ class Peer:
 
 PEERS = {
     "asr": Peer(f"{OURS} pack $TREE $FILE", f"{OURS} extract $FILE $TARGET", f"{OURS} verify $FILE"),
-    "tar+zstd": Peer("tar -C $TREE -cf - . | zstd -1 -T0 -q -o $FILE",
+    "tar+zstd": Peer("tar -S -C $TREE -cf - . | zstd -1 -T0 -q -o $FILE",
                      "zstd -dqc $FILE | tar -C $TARGET -xpf -", "zstd -dqc $FILE > /dev/null"),
-    "tar+gzip": Peer("tar -C $TREE -czf $FILE .", "tar -C $TARGET -xzpf $FILE"),
+    "tar+gzip": Peer("tar -S -C $TREE -czf $FILE .", "tar -C $TARGET -xzpf $FILE"),
     "restic": Peer("export RESTIC_PASSWORD=x; restic -q --no-cache -r $FILE init; cd $TREE; "
                    "restic -q --no-cache -r $FILE backup .",
                    "RESTIC_PASSWORD=x restic -q --no-cache -r $FILE restore latest --target $TARGET"),
