@@ -114,6 +114,8 @@ def main() -> int:
     except BuildFailed as failure:
         print(f"build_iso.py: {failure}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if options.demo:
         from tests.vm.demo import demo
         return demo(build.output)
@@ -223,6 +225,7 @@ def debian_tree(build: Build) -> None:
     options = build.base / "apt.conf"
     options.write_text(output_of("apt-config", "dump", "Acquire") if shutil.which("apt-config") else "")
     build.tool(
+        "unshare", "--mount",           # what mmdebstrap mounts goes with it, however it ends
         "env", "INITRD=No",             # the kernel's package shall not make one
         "mmdebstrap", "--mode=root", "--variant=minbase",
         f"--include={','.join(packages)}",
