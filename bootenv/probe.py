@@ -1,6 +1,6 @@
 """What this machine's disks hold, as a Layout: pure parse_* functions, and probe() that fetches their text.
 
-Formats: lsblk(8) and sfdisk(8) --json, blkid(8) -o export, findmnt(8) --json, dumpe2fs(8) -h.
+Formats: lsblk(8) and sfdisk(8) --json, blkid(8) -o udev, findmnt(8) --json, dumpe2fs(8) -h.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .errors import Unsupported
 from .layout import Disk, Filesystem, Layout, Mount, Partition, Setting, partition_path
 from .run import ROOT, run
 
@@ -37,7 +38,7 @@ def probe() -> Layout:
         partitions += own
         devices = [(p.id, partition_path(disk.path, p.number)) for p in own if not p.extended] or [(disk.id, disk.path)]
         for device, path in devices:
-            text = run(("blkid", "--probe", "--output", "export", path), check=False)
+            text = run(("blkid", "--probe", "--output", "udev", path), check=False)
             if filesystem := parse_content(text, device, seen):
                 filesystems.append(_with_settings(filesystem, path))
     layout = Layout(tuple(disks), tuple(partitions), tuple(filesystems))
@@ -117,18 +118,26 @@ def _unique(id: str, seen: set[str]) -> str:
 
 
 def parse_content(text: str, device: str, seen: set[str]) -> Filesystem | None:
-    """The file system, swap area or container that blkid found on a device; None for nothing."""
+    """The file system, swap area or container that blkid -o udev found on a device; None for nothing.
+
+    Raises Unsupported for a label that is not UTF-8: asr.sif is text.
+    """
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    if "TYPE" not in found:
+    if "ID_FS_TYPE" not in found:
         return None
-    uuid = found.get("UUID", "")
-    return Filesystem(id=_unique(uuid or f"content of {device}", seen), device=device, type=found["TYPE"], uuid=uuid,
-                      label=unescape(found.get("LABEL", "")))
+    uuid = found.get("ID_FS_UUID", "")
+    return Filesystem(id=_unique(uuid or f"content of {device}", seen), device=device, type=found["ID_FS_TYPE"],
+                      uuid=uuid, label=_decoded(found.get("ID_FS_LABEL_ENC", "")))
 
 
-# blkid -o export writes a blank or quote in a value with a backslash before it.
-def unescape(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text)
+# Of blkid's formats only this one gives every label back: blanks, quotes and what is not ASCII are \xHH.
+def _decoded(text: str) -> str:
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), text.encode(errors="surrogateescape"))
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Unsupported(f"The label {text} of a file system is not UTF-8, so it cannot be recorded.",
+                          hint="Give it another label.") from None
 
 
 # What dumpe2fs shows and what tune2fs -e takes.

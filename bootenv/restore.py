@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .asr_disk import SIF
 from .backup import restore_backup
-from .bootloader import MEDIUM, RECOVERY, install_system, recovery_mount
+from .bootloader import MEDIUM, RECOVERY, install_system, recovery_folder, recovery_mount
 from .errors import AsrError, NoAsrDisk
 from .events import Difference, Event, Progress
 from .layout import Layout
@@ -80,7 +80,8 @@ def restore(set: AsrSet, backup: FoundBackup) -> Generator[Event, None, Outcome]
 
 
 def _work(layout: Layout, backup: FoundBackup, target: Path) -> Iterator[Event]:
-    yield from restore_backup(Path(backup.path), target)
+    journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
+    yield from restore_backup(Path(backup.path), target, journal=journal)
     yield from install_system(layout, target)
 
 

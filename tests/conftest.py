@@ -1,13 +1,10 @@
 """What all tests share: no real command below the level of disks, a log that goes nowhere, recorded machines."""
 
-import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-import bootenv.probe
 import bootenv.run
 
 MACHINES = Path(__file__).parent / "machines"
@@ -28,23 +25,6 @@ def no_real_commands(request, monkeypatch, tmp_path):
         raise AssertionError(f"a test of values started {argv}")
 
     monkeypatch.setattr(bootenv.run.subprocess, "run", refuse)
-
-
-@pytest.fixture
-def replay(monkeypatch):
-    """Lets the program see a recorded machine: what tests/record.py saw its commands print there."""
-
-    def on(machine: Path) -> None:
-        recorded = {tuple(r["argv"]): r for r in json.loads((machine / "commands.json").read_text())}
-
-        def answer(argv, **_):
-            row = recorded[tuple(argv)]
-            return subprocess.CompletedProcess(argv, row["status"], row["stdout"].encode(errors="surrogateescape"), b"")
-
-        monkeypatch.setattr(bootenv.run.subprocess, "run", answer)
-        monkeypatch.setattr(bootenv.probe, "ROOT", machine)
-
-    return on
 
 
 @pytest.fixture

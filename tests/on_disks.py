@@ -33,7 +33,7 @@ label-id: 0x4a5b6c7d
 }
 # Not the defaults of any mkfs, old and new: each flag must come back as it was.
 CONTENTS = {
-    3: ("mkfs.ext4", "-q", "-O", "^metadata_csum,^64bit,uninit_bg", "-I", "512", "-L", "a b", "-b", "2048"),
+    3: ("mkfs.ext4", "-q", "-O", "^metadata_csum,^64bit,uninit_bg", "-I", "512", "-L", "a b'ü", "-b", "2048"),
     12: ("mkfs.ext4", "-q", "-O", "metadata_csum_seed,project,quota,^resize_inode,^huge_file", "-N", "4096", "-m", "1",
          "-E", "stride=4,stripe_width=8", "-J", "size=8"),
     1: ("mkfs.ext3", "-q", "-b", "1024", "-m", "7"),
@@ -78,7 +78,7 @@ def make_source(table: str) -> None:
     shell("sfdisk", "--quiet", "/dev/ubda", stdin=TABLES[table])
     for number in numbers("/dev/ubda"):
         if number in (5, 7):
-            shell("mkswap", "-q", "-L", "swap space", f"/dev/ubda{number}")
+            shell("mkswap", "-q", "-L", "swäp \"x\\", f"/dev/ubda{number}")
         elif number in CONTENTS and (table, number) not in (("gpt", 1), ("mbr", 3)):
             shell(*CONTENTS[number], f"/dev/ubda{number}")
     shell("tune2fs", "-o", "journal_data,^acl", "-e", "remount-ro", "-c", "30", "-i", "12d",

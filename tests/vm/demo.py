@@ -4,7 +4,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,15 +68,20 @@ def recover(machine: Machine, floppy: Path, folder: Path, out: Console) -> None:
         if sys.stdin.isatty() and sys.stdout.isatty():
             watch(guest, floppy)
         else:
-            story.technician(guest, floppy, seen=lambda _, screen: out.print(page(screen), markup=False))
+            def seen(name: str, screen: str) -> None:
+                out.print(page(screen), markup=False)
+
+            story.recover(guest, floppy, seen=seen)
+            story.restore(guest, seen=seen)
         story.log_in(guest)
         out.print("Logged in on the recovered machine.")
         story.switch_off(guest)
 
 
 def watch(guest: Guest, floppy: Path) -> None:
-    def tell(say):
-        story.technician(guest, floppy, patience=PATIENCE, say=say)
+    def tell(say: Callable[[str], None]) -> None:
+        story.recover(guest, floppy, patience=PATIENCE, say=say)
+        story.restore(guest, say=say)
 
     error = Monitor(guest, tell).run(mouse=False)
     if error:

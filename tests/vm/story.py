@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 
-from bootenv.rehearsal import Drive, Guest, Machine, NotSeen, Pattern, boot
+from bootenv.rehearsal import Drive, Guest, Machine, NotSeen, boot
 from tests.vm.machines import PASSWORD
 
 # A page that nobody expects: it would wait for somebody for ever.
@@ -24,18 +24,17 @@ def prepare(disk: Path, backup_disk: Path, floppy: Path, iso: Path, folder: Path
         return printed
 
 
-def technician(guest: Guest, floppy: Path, *, patience: float = 0, say: Callable[[str], None] = lambda text: None,
-               seen: Callable[[str, str], None] = lambda name, screen: None) -> None:
-    """From power-on to the second restart: any key, F2, the floppy, any key, and hands off.
+Say = Callable[[str], None]
+Seen = Callable[[str, str], None]
+
+
+def recover(guest: Guest, floppy: Path, *, patience: float = 0, say: Say = lambda text: None,
+            seen: Seen = lambda name, screen: None) -> None:
+    """What a technician does, from power-on to the first restart: any key, F2, the floppy, and hands off.
 
     `patience` seconds are left to somebody else to press a key first; `say` hears what happens; `seen` gets each page
     with the name of its golden.
     """
-
-    def page(name: str, pattern: Pattern, seconds: float = 600) -> None:
-        screen = see(guest, pattern, seconds)
-        if name:
-            seen(name, screen)
 
     def press(key: str, named: str, pattern: str, patience: float) -> None:
         until = monotonic() + patience
@@ -47,35 +46,43 @@ def technician(guest: Guest, floppy: Path, *, patience: float = 0, say: Callable
         say("")
 
     say("The machine starts from the recovery medium.")
-    page("", "Press any key to boot from CD")
+    see(guest, "Press any key to boot from CD", 600)
     press("spc", "any key", "Press any key to boot from CD", min(patience, 3))      # GRUB waits for five seconds
-    page("02-inspecting", "inspecting your computer")
-    page("03-prompt-f2", "Press F2 to run")
+    seen("02-inspecting", see(guest, "inspecting your computer", 600))
+    seen("03-prompt-f2", see(guest, "Press F2 to run", 600))
     press("f2", "F2", "Press F2 to run", min(patience, 8))
-    page("05-insert-disk", "Please insert the disk labeled")
+    seen("05-insert-disk", see(guest, "Please insert the disk labeled", 600))
     guest.insert_floppy(floppy)
     say("The floppy was inserted. From here on nobody touches the keyboard.")
-    page("05-disk-found", "An ASR disk was found")
-    page("06-checks", "Hard disks: 1 of 1 found")
-    page("07-disks", "will recover these disks")
-    page("08-format", re.compile(r"Please wait while Setup formats.* /  Partition", re.DOTALL))
-    page("09-copy", re.compile(r"Setup copies files.*Copying: ", re.DOTALL))
-    page("10-reboot", "Your computer will reboot")
+    for name, pattern in (
+        ("05-disk-found", "An ASR disk was found"),
+        ("06-checks", "Hard disks: 1 of 1 found"),
+        ("07-disks", "will recover these disks"),
+        ("08-format", r"Please wait while Setup formats.* /  Partition"),
+        ("09-copy", r"Setup copies files.*Copying: "),
+        ("10-reboot", "Your computer will reboot"),
+    ):
+        seen(name, see(guest, pattern, 600))
     guest.eject()
     say("The machine restarts from its own disk.")
-    page("11-wizard", "Seconds left")
-    page("12-source", re.compile("The backup was found, so"))
-    page("13-completing", "The restore starts by itself")
-    page("14-progress", re.compile(r"Restoring files.*remaining +\d.*\d%", re.DOTALL))
-    page("15-recovered", "has been recovered", 3600)
+
+
+def restore(guest: Guest, *, say: Say = lambda text: None, seen: Seen = lambda name, screen: None) -> None:
+    """What nobody needs to see: from the minimal OS's start to the last page."""
+    for name, pattern in (
+        ("11-wizard", "Seconds left"),
+        ("12-source", "The backup was found, so"),
+        ("13-completing", "The restore starts by itself"),
+        ("14-progress", r"Restoring files.*remaining +\d.*\d%"),
+        ("15-recovered", "has been recovered"),
+    ):
+        seen(name, see(guest, pattern, 3600))
     say("The machine restarts into the recovered system.")
 
 
-def see(guest: Guest, pattern: Pattern, seconds: float) -> str:
-    """Wait for a page; a page that says that something went wrong ends the wait."""
-    either = re.compile(f"{pattern.pattern if isinstance(pattern, re.Pattern) else re.escape(pattern)}|"
-                        + TROUBLE.pattern, re.DOTALL)
-    screen = guest.wait_for_text(either, seconds)
+def see(guest: Guest, pattern: str, seconds: float) -> str:
+    """Wait for a page, by a regular expression; a page that says that something went wrong ends the wait."""
+    screen = guest.wait_for_text(re.compile(f"{pattern}|{TROUBLE.pattern}", re.DOTALL), seconds)
     if TROUBLE.search(screen):
         raise NotSeen(f"Setup stopped:\n{screen}")
     return screen

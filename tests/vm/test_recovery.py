@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bootenv.rehearsal import Drive, Machine, boot, make_disk
+from bootenv.rehearsal import Drive, Guest, Machine, boot, make_disk
 from tests.vm import story
 from tests.vm.compare import Allowed, differences, facts_of_disk, health, manifest, second_opinion
 from tests.vm.machines import SAMPLES
@@ -33,11 +33,22 @@ def test_a_lost_machine_comes_back(kind, iso, sample, backup_disk, floppy, disks
     print(story.prepare(lost, backup_disk, floppy, iso, tmp_path / "prepare"))
     blank = make_disk(disks / "blank.img", SAMPLES[kind].size)
     pages: dict[str, str] = {}
+
+    def seen(name: str, screen: str) -> None:
+        pages[name] = screen
+        guest.screenshot(tmp_path / f"{name}.png")
+
     machine = Machine(disks=(Drive(blank, serial="NEW1"), Drive(backup_disk)), cdrom=iso)
     with boot(machine, tmp_path / "recover") as guest:
-        story.technician(guest, floppy, seen=pages.__setitem__)
-        story.log_in(guest)
-        story.switch_off(guest)
+        story.recover(guest, floppy, seen=seen)
+        if kind == "mbr":              # the power fails in the middle of the restore
+            story.see(guest, "Restoring files", 900)
+            guest.power_cut()
+        else:
+            finish(guest, seen)
+    if kind == "mbr":
+        with boot(machine, tmp_path / "again") as guest:
+            finish(guest, seen)
 
     assert health(blank) == []
     assert differences(facts_of_disk(lost), facts_of_disk(blank)) == []
@@ -47,3 +58,9 @@ def test_a_lost_machine_comes_back(kind, iso, sample, backup_disk, floppy, disks
         for name, screen in pages.items():
             assert story.shape(screen) == story.shape((SCREENS / f"{name}.txt").read_text()), f"page {name}:\n{screen}"
         assert len(pages) == 14
+
+
+def finish(guest: Guest, seen: story.Seen) -> None:
+    story.restore(guest, seen=seen)
+    story.log_in(guest)
+    story.switch_off(guest)

@@ -1,0 +1,64 @@
+"""Measures the recovery medium: its size, the way from power-on to the F2 prompt, the least memory for it.
+
+    python -m tests.measure dist/asr-recovery.iso
+
+Times are wall-clock seconds of a virtual machine under software emulation, medians of three starts.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bootenv.rehearsal import Drive, Machine, MiB, NotSeen, boot, make_disk
+
+STARTS = 3
+MEMORY = (512, 448, 384, 320, 256, 224, 192)       # MiB
+LIMIT = 180                                        # seconds until a start counts as failed
+MARKS = (("Press any key to boot from CD", "GRUB: press any key"), ("inspecting your computer", "first blue screen"),
+         ("Press F6", "the console's first frame"), ("Press F2", "F2 prompt"))
+
+
+def start(iso: Path, memory: int) -> list[float]:
+    """Seconds from power-on to each mark, a key being pressed at the first. Raises NotSeen."""
+    seen = []
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, boot(Machine(
+            disks=(Drive(make_disk(Path(folder) / "disk.img", 64 * MiB)),),     # without one, GRUB asks for no key
+            cdrom=iso, memory=memory * MiB)) as guest:
+        for text, _ in MARKS:
+            guest.wait_for_text(text, LIMIT)
+            seen.append(time.monotonic() - begin)
+            if text == MARKS[0][0]:
+                guest.press("spc")
+    return seen
+
+
+def least_memory(iso: Path) -> int:
+    """The smallest of MEMORY (MiB) that reaches the F2 prompt."""
+    least = 0
+    for memory in MEMORY:
+        try:
+            start(iso, memory)
+        except NotSeen:
+            break
+        least = memory
+    return least
+
+
+def main(iso: Path) -> None:
+    times = list(zip(*(start(iso, 1024) for _ in range(STARTS)), strict=True))
+    table = Table("What", "Measured", box=None)
+    table.add_row("ISO", f"{iso.stat().st_size / 1e6:.0f} MB")
+    for (_, name), seconds in zip(MARKS, times, strict=True):
+        table.add_row(f"power-on to: {name}", f"{statistics.median(seconds):.1f} s")
+    table.add_row("least memory to the F2 prompt", f"{least_memory(iso)} MiB")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,65 @@
+"""What the field's tools print, as records."""
+
+import json
+
+import pytest
+
+from bootenv.errors import Unsupported
+from bootenv.layout import Disk
+from bootenv.probe import parse_content, parse_disks, parse_fstab, parse_mounted, parse_table
+
+
+@pytest.mark.parametrize(("encoded", "label"), [
+    (r"sw\x20\xc3\xa4\x22\x5cp", 'sw ä"\\p'), ("swäp", "swäp"), ("", ""), (r"\x5cx41", r"\x41"),
+])
+def test_every_label_is_read_as_it_is(encoded, label):
+    text = f"ID_FS_LABEL=whatever\nID_FS_LABEL_ENC={encoded}\nID_FS_UUID=u\nID_FS_TYPE=swap\n"
+    assert parse_content(text, "d/1", set()).label == label
+
+
+def test_a_label_that_is_no_text_is_refused():
+    with pytest.raises(Unsupported, match="not UTF-8"):
+        parse_content("ID_FS_TYPE=ext4\nID_FS_LABEL_ENC=\\xff\\xfe\n", "d/1", set())
+
+
+def test_clones_are_told_apart():
+    seen = set()
+    text = "ID_FS_TYPE=ext4\nID_FS_UUID=same\n"
+    assert [parse_content(text, f"d/{n}", seen).id for n in (1, 2, 3)] == ["same", "same#2", "same#3"]
+
+
+def test_what_is_no_disk_of_the_machine_is_left_out():
+    row = {"type": "disk", "size": 5, "ro": False, "log-sec": 512, "serial": None, "wwn": None, "model": "M ",
+           "tran": None, "subsystems": "block:virtio:pci"}
+    names = ("loop0", "zram0", "ram1", "sr0", "fd0", "nbd0", "zd16", "mmcblk0boot0", "mmcblk0rpmb", "mmcblk0", "vda")
+    rows = [row | {"name": name, "path": f"/dev/{name}"} for name in names]
+    rows += [row | {"name": "sda", "path": "/dev/sda", "ro": True},
+             row | {"name": "sdb", "path": "/dev/sdb", "size": 0}]
+
+    disks = list(parse_disks(json.dumps({"blockdevices": rows})))
+    assert [disk.path for disk in disks] == ["/dev/mmcblk0", "/dev/vda"]
+    assert disks[0].model == "M"
+    assert disks[0].transport == "virtio"
+
+
+def test_partition_numbers_come_from_their_nodes():
+    text = '''{"partitiontable": {"label": "dos", "id": "0x1", "device": "/dev/nvme0n1", "unit": "sectors",
+        "sectorsize": 4096, "partitions": [{"node": "/dev/nvme0n1p7", "start": 2, "size": 3, "type": "83"}]}}'''
+    disk, (partition,) = parse_table(text, Disk("x", "/dev/nvme0n1", 5), set())
+    assert (partition.number, partition.start, partition.size) == (7, 8192, 12288)
+    assert disk.sector_size == 4096
+
+
+def test_the_medium_sees_the_machines_mounts_under_its_own_root():
+    text = '''{"filesystems": [
+        {"target": "/", "source": "overlay", "fstype": "overlay", "fsroot": "/"},
+        {"target": "/host", "source": "/dev/sda1", "fstype": "ext4", "fsroot": "/"},
+        {"target": "/host/home", "source": "/dev/sda2[/@home]", "fstype": "btrfs", "fsroot": "/@home"},
+        {"target": "/hostile", "source": "/dev/sda3", "fstype": "ext4", "fsroot": "/"}]}'''
+    assert [(m.point, m.source, m.root) for m in parse_mounted(text, "/host")] == [
+        ("/", "/dev/sda1", "/"), ("/home", "/dev/sda2", "/@home")]
+
+
+def test_fstab_is_read_with_its_blanks():
+    text = "# comment\n\nUUID=a  /mnt/my\\040disk ext4 noatime 0 2\nLABEL=b / ext4\n"
+    assert list(parse_fstab(text)) == [("UUID=a", "/mnt/my disk", "noatime"), ("LABEL=b", "/", "defaults")]
