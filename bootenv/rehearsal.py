@@ -169,6 +169,7 @@ class Guest:
         self.folder = folder
         self.serial = SerialConsole(folder)
         self._sticks: dict[Path, str] = {}
+        self._looking = threading.Lock()
         self._resets = EventListener("RESET", lambda event: "'reason': 'guest" in str(event["data"]))
         self._reset_at = 0.0                             # when the last one was, seconds since 1970
         self._unplugged = EventListener("DEVICE_DELETED", lambda event: "'device'" in str(event["data"]))
@@ -242,8 +243,9 @@ class Guest:
     def look(self) -> Screen:
         """The text screen with its colours. Of no use while the guest shows graphics: see `screenshot`."""
         memory = self.folder / "screen.memory"
-        self.command("pmemsave", val=TEXT_MEMORY, size=ROWS * COLUMNS * 2, filename=str(memory))
-        return parse_screen(memory.read_bytes())
+        with self._looking:                        # a story and a monitor may look at the same time
+            self.command("pmemsave", val=TEXT_MEMORY, size=ROWS * COLUMNS * 2, filename=str(memory))
+            return parse_screen(memory.read_bytes())
 
     def screen(self) -> str:
         """25 lines of 80 characters."""
@@ -380,7 +382,8 @@ class SerialConsole:
         self.send(f"{password}\n")
         self.expect(re.compile(r"[#$] "), seconds)
         # The echo would hold the marks that `run` waits for; they are typed in two halves until it is off.
-        self.send("exec env PS1= PS2= ENV= TERM=dumb sh\nstty -echo -onlcr; echo shell''-ready\n")
+        # No history: a machine that is only looked at has no files changed by that.
+        self.send("unset HISTFILE; exec env PS1= PS2= ENV= TERM=dumb sh\nstty -echo -onlcr; echo shell''-ready\n")
         self.expect("shell-ready\n", seconds)
 
     def run(self, command: str, seconds: float = 120) -> tuple[int, str]:
