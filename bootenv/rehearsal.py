@@ -387,8 +387,8 @@ class SerialConsole:
         self.expect("shell-ready\n", seconds)
 
     def run(self, command: str, seconds: float = 120) -> tuple[int, str]:
-        """Exit status and output (both streams) of a command in the shell that `login` left. Raises NotSeen."""
-        self.send(f"{{ {command}\n}} 2>&1 </dev/null; status=$?; echo; echo asr-status-$status-\n")
+        """Exit status and output (both streams) of a command in a shell below that of `login`. Raises NotSeen."""
+        self.send(f"({command}\n) 2>&1 </dev/null; status=$?; echo; echo asr-status-$status-\n")
         output, status, _ = self.expect(re.compile(r"asr-status-\d+-\n"), seconds).rsplit("-", 2)
         return int(status), output.removesuffix("asr-status").removesuffix("\n")
 
