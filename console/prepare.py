@@ -14,7 +14,7 @@ from bootenv.layout import human
 
 from .app import SetupApp
 from .screens import Browse, Leaving, Page, ProgressPage, Work, bullets, difference_lines, key, text
-from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, shortened, wrapped
+from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.prepare import Destination, Survey
@@ -152,7 +152,7 @@ class BackupDestination(Page["Destination"]):
     def content(self) -> Iterable[Widget]:
         disks = ", ".join(disk.path for disk in self.survey.draft.layout.disks)
         yield text("Where should the backup be written? Type a folder or a file name.")
-        yield Input(self.place, select_on_focus=False)
+        yield Field(self.place, select_on_focus=False)
         yield text(f"About {human(self.survey.used)} of files will be compressed. The backup cannot lie on {disks}: "
                    "recovery formats that.")
         yield Lines(8)

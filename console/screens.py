@@ -24,7 +24,7 @@ from bootenv import run
 from bootenv.errors import AsrError, NewerSchema
 from bootenv.events import Difference, Progress
 
-from .widgets import HEIGHT, TEXT_WIDTH, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
+from .widgets import HEIGHT, TEXT_WIDTH, Field, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.recover import Check
@@ -512,7 +512,7 @@ class Browse(Page[str]):
         self.value = value
 
     def content(self) -> Iterable[Widget]:
-        field = Input(self.value, select_on_focus=False)
+        field = Field(self.value, select_on_focus=False)
         field.cursor_blink = False
         yield text(self.explanation)
         yield field

@@ -2,14 +2,17 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
 from textual.color import Color
 from textual.filter import LineFilter
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
+from textual.widgets import Input
 
 WIDTH, HEIGHT = 80, 25
 TEXT_WIDTH = 74                # columns 3 to 76
@@ -227,6 +230,20 @@ def half_blocks(fraction: float, cells: int) -> str:
 
 def wrapped(text: str, width: int = TEXT_WIDTH, indent: str = "") -> list[str]:
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+
+
+class Field(Input):
+    """A line to type. Textual carries out a key that is a binding later than a letter that was typed after it, so that
+    a quick correction would take away the wrong letters: here both happen in their order."""
+
+    EDITING: ClassVar = {"backspace": "delete_left", "delete": "delete_right", "left": "cursor_left",
+                         "right": "cursor_right", "home": "home", "end": "end"}
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key in self.EDITING:
+            event.stop()
+            event.prevent_default()
+            getattr(self, f"action_{self.EDITING[event.key]}")()
 
 
 def shortened(text: str, width: int) -> str:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pyte
 import pytest
+from textual import events
 from textual.app import App
 from textual.widgets import Input
 
@@ -413,6 +414,17 @@ async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
         await welcome(pilot)
         await pilot.press("f2")
         await until(pilot, "ASR-011")
+
+
+async def test_what_is_typed_and_corrected_in_a_hurry_stays_in_order(tmp_path):
+    async with prepare.PrepareApp(preparation(), SURVEY).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Preparation Wizard")
+        await pilot.press("n")
+        await until(pilot, "Backup Destination")
+        for name in "x", "y", "backspace", "backspace", "a", "b", "left", "c", "home", "d", "end", "e":
+            character = name if len(name) == 1 else None
+            pilot.app.post_message(events.Key(name, character))
+        await until(pilot, "dacbe")
 
 
 async def test_a_failed_check_stops_before_the_first_write_and_is_repeated_on_enter(tmp_path):

@@ -15,7 +15,6 @@ from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
 from console.monitor import Monitor
 from tests.vm import machines, story
 from tests.vm.compare import differences, facts_of_disk, health, manifest
-from tests.vm.test_recovery import EXPECTED
 
 KIND = "gpt"
 PATIENCE = 20                          # seconds for the reader to press a key before the demo does
@@ -49,7 +48,7 @@ def demo(iso: Path) -> int:
         with part("The lost and the recovered disk are compared"):
             found = [*health(blank), *differences(facts_of_disk(lost), facts_of_disk(blank))]
             before = manifest(lost)
-            found += differences(before, manifest(blank), EXPECTED)
+            found += differences(before, manifest(blank), story.EXPECTED)
     table = Table("What", "Time", box=None)
     for title, seconds in times.items():
         table.add_row(title, f"{seconds:.0f} s")
