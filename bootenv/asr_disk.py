@@ -110,6 +110,8 @@ def write_asr_disk(place: str, files: Mapping[str, bytes]) -> None:
             _write_file(Path(place) / name, data)
         return
     if not os.path.exists(place):
+        if place.startswith("/dev/"):          # a file of that name would lie in memory
+            raise AsrDiskUnwritable(f"There is no device {place}.", hint="Connect the drive, or name another place.")
         run(("mkfs.fat", "-C", "-F", "12", "-n", "ASR", place, str(_FLOPPY_SECTORS)))
     device = _filesystem_of(place)
     with tempfile.TemporaryDirectory(prefix="asr-") as folder:

@@ -41,7 +41,7 @@ from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
 _SECONDS_OF_LEVEL = 1.0        # until it is looked at again
-_FIRST_MOST = 64 * 2**20       # the first member is small; a reader that believed any size could be made to run out
+_FIRST_MOST = 4 * 2**20       # the first member is small; a reader that believed any size could be made to run out
 _SECONDS_BETWEEN = 0.1         # of Progress
 _SECONDS_OF_JOURNAL = 20.0     # after which the target is synced; what is lost at a power cut takes as long again
 
@@ -53,7 +53,7 @@ _PSEUDO = frozenset((
 _FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
 
 _ITSELF = "It is the backup that was being made."
-_SWAP = "A swap file is made anew; what is in it is not kept."
+_SWAP = "A swap file is not backed up; make it again after a recovery (mkswap)."
 _NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
 _OTHER = "Another file system is mounted there; it is not in this backup."
 
@@ -137,6 +137,8 @@ def _reading(sources: Sequence[Source], first: bytes, left_out: dict[tuple[int, 
              exclude: Sequence[str]) -> Reading:
     trees = tuple(Tree(os.path.realpath(os.fsencode(s.directory)), os.fsencode(s.prefix.strip("/"))) for s in sources)
     mounts = frozenset(tree.name(path) for tree in trees for path, _ in _mounts_below(tree.directory))
+    # What lies hidden below another source's mount point has that source's names: it must not replace its files.
+    mounts |= {tree.prefix for tree in trees if tree.prefix}
     return Reading(trees, first, mounts, left_out, tuple(exclude))
 
 
@@ -455,7 +457,7 @@ def read_first(path: Path) -> bytes:
     with Volumes(path) as volumes:
         # A stream: the frame's end is not known yet, and the content can't be believed to be small.
         stream = zstandard.ZstdDecompressor().decompressobj()
-        data, place = b"", 0
+        data, place = bytearray(), 0
         try:
             while not stream.eof and len(data) < _FIRST_MOST and place < volumes.size:
                 data += stream.decompress(volumes.read(place, 4096))
@@ -465,7 +467,7 @@ def read_first(path: Path) -> bytes:
             raise _damaged_first(path) from error
         if not stream.eof or member.kind != "f" or len(data) < at + member.size:
             raise _damaged_first(path)
-        return data[at:at + member.size]
+        return bytes(data[at:at + member.size])
 
 
 def _damaged_first(path: Path) -> DamagedBackup:
@@ -587,7 +589,7 @@ class _Journal:
                 with open(path) as lines:
                     if next(lines, "") == self._head:
                         self.done = frozenset(int(line) for line in lines if line.endswith("\n"))
-            except FileNotFoundError:
+            except (FileNotFoundError, ValueError):      # ValueError: a power cut left garbage
                 pass
             if not self.done:
                 path.write_text(self._head)

@@ -110,9 +110,3 @@ class DestinationRefused(AsrError):
 
 class DestinationFull(AsrError):
     number = 33
-
-
-class UnsafePath(AsrError):
-    """A backup names a place outside the target."""
-
-    number = 34

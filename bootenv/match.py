@@ -40,19 +40,19 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
     for known_by, reason in ((_same_hardware, "same serial number"), (_same_table, "carries its partitions")):
         for disk in recorded.disks:
             same = [d for d in free if known_by(disk, d)]
-            if disk.id not in taken and len(same) == 1 and same[0].size >= needed(disk, recorded):
+            if disk.id not in taken and len(same) == 1 and _fits(disk, same[0], recorded):
                 taken[disk.id] = same[0], reason
                 free.remove(same[0])
     # The largest need first, each to the smallest disk that is enough: so nobody takes what another must have.
     for disk in sorted(recorded.disks, key=lambda d: -needed(d, recorded)):
         if disk.id not in taken:
-            fit = [d for d in free if d.size >= needed(disk, recorded) and _kind(d) == _kind(disk)]
+            fit = [d for d in free if _fits(disk, d, recorded) and _kind(d) == _kind(disk)]
             if not fit:
                 raise _no_disk(disk, recorded, free, present, excluded or {})
             best = min(fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
             taken[disk.id] = best, "same size" if best.size == disk.size else "large enough"
             free.remove(best)
-    choices = tuple(_choice(d, *taken[d.id], recorded, present) for d in recorded.disks)
+    choices = tuple(_choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
     return Match(choices, on_these_disks(recorded, choices))
 
 
@@ -60,7 +60,8 @@ def on_these_disks(recorded: Layout, choices: Sequence[Choice]) -> Layout:
     """The recorded layout with the chosen disks' nodes and sector sizes."""
     chosen = {c.recorded.id: c.present for c in choices}
     return replace(recorded, disks=tuple(
-        replace(d, path=chosen[d.id].path, sector_size=chosen[d.id].sector_size) for d in recorded.disks
+        replace(d, path=chosen[d.id].path, sector_size=chosen[d.id].sector_size,
+                first_lba=d.first_lba * d.sector_size // chosen[d.id].sector_size) for d in recorded.disks
     ))
 
 
@@ -87,6 +88,13 @@ def needed(disk: Disk, layout: Layout) -> int:
     return end + (_GPT_TAIL * disk.sector_size if disk.label == "gpt" else 0)
 
 
+def _fits(disk: Disk, present: Disk, layout: Layout) -> bool:
+    """Room for the partitions, in sectors that their borders fall on."""
+    borders = [disk.first_lba * disk.sector_size if disk.sector_size != present.sector_size else 0]
+    borders += [place for p in layout.partitions_of(disk.id) for place in (p.start, p.size)]
+    return present.size >= needed(disk, layout) and not any(place % present.sector_size for place in borders)
+
+
 def is_blank(disk: Disk, present: Layout) -> bool:
     return not disk.label and not any(f.device == disk.id for f in present.filesystems)
 
@@ -103,8 +111,10 @@ def describe_content(disk: Disk, present: Layout) -> str:
     return count + (f": {', '.join(inside)}" if inside else "")
 
 
-def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: Layout) -> Choice:
-    if _own(disk, chosen, recorded, present):
+def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: Layout, free: list[Disk]) -> Choice:
+    # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
+    saved = not _same_hardware(disk, chosen) and any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
+    if _own(disk, chosen, recorded, present) and not saved:
         return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
     return Choice(disk, chosen, reason, describe_content(chosen, present), not is_blank(chosen, present))
 

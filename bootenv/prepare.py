@@ -1,5 +1,6 @@
 """Preparation: on the healthy machine, one backup and an ASR disk that belong together."""
 
+import glob
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from . import backup
 from .asr_disk import SIF, check_writable, inside, read_asr_disk, write_asr_disk
 from .backup import Selection, Source, read_first, verify_backup, write_backup
+from .bootloader import RECOVERY, recovery_mount
 from .errors import AsrDiskUnwritable, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
 from .events import Difference, Event, Progress
 from .layout import Layout, human
@@ -25,6 +27,10 @@ from .sif import AsrSet, BackupReference, new_id, now, write_sif
 REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
 _CRITICAL = ("/", "/boot", "/boot/efi", "/efi", "/usr", "/var", "/etc")
 _SOURCES = STATE / "sources"
+# A minimal OS that a power cut left behind: it would come back in the place of the one that restores it.
+_EXCLUDE = tuple(pattern for folder in ("", "boot/") for pattern in (folder + RECOVERY, f"{folder}{RECOVERY}/*"))
+_MINIMAL_OS = 256 * 2**20              # bytes that the minimal OS needs beside all files
+_READABLE = ("disk", "part", "rom")    # kinds of devices that the recovery medium mounts by itself
 _SUFFIX = ".tar.zst"
 _LEAST_FREE = 64 * 2**20               # bytes; less holds no system's backup
 _VFAT_FILE = 2**32 - 1                 # bytes, the largest file of FAT32
@@ -57,6 +63,7 @@ def survey() -> Survey:
     everything = probe()
     layout = with_mount_points(critical_part(everything))
     plan(layout)                       # what can't be made again must be known now, not after the disaster
+    _check_boot(layout)
     draft = AsrSet(
         id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
         kernel=os.uname().release, architecture=os.uname().machine,
@@ -66,7 +73,23 @@ def survey() -> Survey:
     if draft.firmware != "bios":
         raise Unsupported("This computer starts by UEFI, which this version cannot recover yet.")
     used = sum(_used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts)
-    return Survey(draft, tuple(left_out(everything, layout)), used)
+    return Survey(draft, (*left_out(everything, layout), *hidden(layout)), used)
+
+
+def _check_boot(layout: Layout) -> None:
+    """What would fail only after the disks were formatted. Raises Unsupported."""
+    ours = {mount.point for mount in layout.mounts}
+    elsewhere = [m.point for m in mount_table() if m.point in _CRITICAL and m.point not in ours]
+    if elsewhere:
+        raise Unsupported(f"{elsewhere[0]} does not lie directly on a partition; "
+                          "this version cannot recover such a computer yet.")
+    room = shutil.disk_usage(ROOT / recovery_mount(layout).point.lstrip("/")).free
+    if room < _MINIMAL_OS:
+        raise Unsupported(f"{recovery_mount(layout).point} has {human(room)} free; recovery needs {human(_MINIMAL_OS)} "
+                          "there for a while.", hint="Make room there, and prepare the set then.")
+    if not any((ROOT / folder / name).exists() for folder in ("usr/sbin", "sbin", "usr/bin")
+               for name in ("grub-install", "grub2-install")) or not (ROOT / "usr/lib/grub/i386-pc").is_dir():
+        raise Unsupported("This system has no GRUB for BIOS, the only boot loader that this version makes anew.")
 
 
 def critical_part(layout: Layout) -> Layout:
@@ -80,12 +103,28 @@ def critical_part(layout: Layout) -> Layout:
     partitions = tuple(p for p in layout.partitions if p.disk in ids)
     devices = ids | {p.id for p in partitions}
     filesystems = tuple(f for f in layout.filesystems if f.device in devices)
+    if bare := next((d for d in disks if not d.label), None):
+        raise Unsupported(f"{bare.path} has no partition table; this version cannot recover such a disk yet.")
     for filesystem in filesystems:
+        if not filesystem.label.isprintable() or "\ufffd" in filesystem.label:
+            raise Unsupported(f"The label of the file system on {layout.path(filesystem.device)} is not UTF-8 text, "
+                              "so it cannot be recorded.", hint="Give it another label.")
         if filesystem.type not in SUPPORTED:
             raise Unsupported(f"{layout.path(filesystem.device)} holds {filesystem.type}, "
                               "which this version cannot recover yet.")
     mounts = tuple(m for m in layout.mounts if m.filesystem in {f.id for f in filesystems})
     return Layout(disks, partitions, filesystems, mounts)
+
+
+def hidden(layout: Layout) -> Iterator[Difference]:
+    """What lies below the mounts, where nobody sees it."""
+    with sources(layout) as found:
+        for source, parent in zip(found, layout.mounts_by_depth(), strict=True):
+            for mount in layout.mounts:
+                below = os.path.relpath(mount.point, parent.point)
+                directory = Path(str(source.directory)) / below
+                if mount != parent and not below.startswith("..") and directory.is_dir() and any(directory.iterdir()):
+                    yield Difference(mount.point, "There are older files hidden below this mount; they are left out.")
 
 
 def with_mount_points(layout: Layout) -> Layout:
@@ -109,9 +148,11 @@ def with_mount_points(layout: Layout) -> Layout:
 def left_out(everything: Layout, layout: Layout) -> Iterator[Difference]:
     """What is on this machine and not in the set."""
     protected = {m.point for m in layout.mounts}
+    inside_set = {layout.path(f.device) for f in layout.filesystems}
     for mount in mount_table():
         # A CD and the medium's own squashfs are nobody's data.
-        if mount.point not in protected and mount.root == "/" and mount.type not in ("iso9660", "udf", "squashfs"):
+        bound = mount.root != "/" and mount.source in inside_set
+        if mount.point not in protected and not bound and mount.type not in ("iso9660", "udf", "squashfs"):
             yield Difference(mount.point, f"{mount.source} [{mount.type}] is not on a disk that the system needs.")
     mounted = {m.filesystem for m in layout.mounts}
     for filesystem in layout.filesystems:
@@ -131,15 +172,19 @@ def destination(survey: Survey, place: str) -> Destination:
     folder = path.parent
     if not folder.is_dir():
         raise _refused(f"There is no folder {folder}.", "Make it first, or mount the disk that has it.")
-    if path.exists():
+    if _files_of(path):
         raise _refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
     volume = _volume(folder)
     if volume["fstype"] in ("tmpfs", "ramfs", "overlay", "squashfs"):
         raise _refused(f"{place} is in this computer's memory and will be gone at the next start.",
                        "Choose a disk that stays.")
-    if on := _on_critical_disk(survey, volume["source"]):
+    if on := _on_critical_disk(survey.draft.layout, volume["source"]):
         raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
                        "Choose a place on another disk or on the network.")
+    kind = run(("lsblk", "--nodeps", "--noheadings", "--output", "TYPE", volume["source"]), check=False).strip()
+    if kind and kind not in _READABLE:
+        raise _refused(f"{place} lies on a device of the kind {kind}, which this version's recovery cannot open.",
+                       "Choose a place directly on another disk or on the network.")
     if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise _refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
     status = os.statvfs(folder)
@@ -150,7 +195,7 @@ def destination(survey: Survey, place: str) -> Destination:
     if free < survey.used:
         warnings.append(f"{human(free)} are free; the files to back up have {human(survey.used)} before compression.")
     if volume["fstype"] == "vfat" and survey.used > _VFAT_FILE:
-        warnings.append("This FAT volume holds files of up to 4 GB; a larger backup will not fit.")
+        warnings.append("This FAT volume holds files of up to 4 GB; a larger backup is split into numbered files.")
     if not volume["source"].startswith("/dev/"):
         warnings.append(f"{place} is on the network ({volume['fstype']}); recovery asks for it by path.")
     inner = "/" + os.path.relpath(folder, ROOT / volume["target"].lstrip("/"))
@@ -163,7 +208,7 @@ def destination(survey: Survey, place: str) -> Destination:
 def select(survey: Survey) -> Generator[Event, None, Selection]:
     """Counts what will be backed up; returns the Selection."""
     with sources(survey.draft.layout) as found:
-        return (yield from backup.select(found))
+        return (yield from backup.select(found, exclude=_EXCLUDE))
 
 
 def prepare(survey: Survey, destination: Destination, selection: Selection) -> Generator[Event, None, AsrSet]:
@@ -176,7 +221,10 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     # Before the files are read: the backup has the folder as it will be.
     repair.parent.mkdir(parents=True, exist_ok=True)
     with sources(set.layout) as found:
-        yield from write_backup(destination.path, found, (REPAIR, sif))
+        for event in write_backup(destination.path, found, (REPAIR, sif), exclude=_EXCLUDE):
+            if isinstance(event, Difference):
+                log(f"DIFFERENCE {event.what}: {event.why}")
+            yield event
     yield from _read_back(destination.path, sif)
     repair.write_bytes(sif)
     repair.chmod(0o600)
@@ -186,30 +234,52 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
 def _read_back(path: Path, sif: bytes) -> Iterator[Event]:
     """Every file against its checksum. Raises DamagedBackup, and removes what would look like a backup."""
     damaged = 0
-    for event in verify_backup(path):
-        damaged += isinstance(event, Difference)
-        yield event
-    if damaged or read_first(path) != sif:
-        path.unlink()
+    try:
+        for event in verify_backup(path):
+            damaged += isinstance(event, Difference)
+            yield event
+        whole = not damaged and read_first(path) == sif
+    except BaseException:                  # GeneratorExit too: what was not compared must not look as if it were
+        _remove(path)
+        raise
+    if not whole:
+        _remove(path)
         raise DamagedBackup(f"{path.name} was written, but reads back differently in {damaged or 1} files.",
                             hint="Check the destination's disk, and prepare the set again.",
                             untouched="The damaged backup was removed.")
 
 
-def check_disk(survey: Survey, place: str) -> None:
+def _files_of(path: Path) -> list[Path]:
+    """The backup's file, or its volumes."""
+    return [file for file in (path, *path.parent.glob(glob.escape(path.name) + ".[0-9][0-9][0-9]")) if file.exists()]
+
+
+def _remove(path: Path) -> None:
+    for file in _files_of(path):
+        file.unlink()
+
+
+def check_disk(set: AsrSet, place: str) -> None:
     """Before the long work: will a place do for the ASR disk? Raises the AsrDisk… errors and DestinationRefused."""
     device = inside(place)
-    if Path(device).is_block_device() and _on_critical_disk(survey, device):
-        raise _refused(f"{place} is a part of this computer's own disks, which recovery will format.",
-                       "Use a floppy disk, a USB stick or an image on another disk.")
-    check_writable(device, survey.draft.host)
+    if place.startswith("/dev/"):
+        on = Path(device).exists() and _on_critical_disk(set.layout, device)
+    else:
+        folder = Path(device) if Path(device).is_dir() else Path(device).parent
+        if not folder.is_dir():
+            raise _refused(f"There is no folder {folder}.", "Name a folder that is there.")
+        on = _on_critical_disk(set.layout, _volume(folder)["source"])
+    if on:
+        raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
+                       "Use a floppy disk, a USB stick, or an image or folder on another disk.")
+    check_writable(device, set.host)
 
 
 def write_disk(set: AsrSet, place: str) -> Iterator[Event]:
     """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors."""
     sif = write_sif(set)
+    check_disk(set, place)
     device = inside(place)
-    check_writable(device, set.host)
     yield Progress(f"Writing {place}", 0, 2, SIF)
     write_asr_disk(device, {SIF: sif, LOG.name: LOG.read_bytes()[-200_000:] if LOG.exists() else b""})
     yield Progress(f"Reading {place}", 1, 2, SIF)
@@ -226,13 +296,10 @@ def label_of(set: AsrSet) -> str:
 
 @contextmanager
 def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
-    """Each mounted file system by itself, without what is mounted on it: empty mount points show as they are,
-    and what lies hidden under a mount is read too."""
+    """Each mounted file system by itself, without what is mounted on it."""
     with ExitStack() as stack:
         found = []
         for number, mount in enumerate(layout.mounts_by_depth()):
-            if layout.filesystem(mount.filesystem).type == "swap":
-                continue
             point = _SOURCES / str(number)
             point.mkdir(parents=True, exist_ok=True)
             while point.is_mount():            # left by a run that was killed
@@ -244,10 +311,10 @@ def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
         yield tuple(found)
 
 
-def _on_critical_disk(survey: Survey, device: str) -> str:
+def _on_critical_disk(layout: Layout, device: str) -> str:
     """The disk of the layout that a device lies on, through whatever is between; "" for none."""
     under = run(("lsblk", "--inverse", "--list", "--noheadings", "--paths", "--output", "NAME", device), check=False)
-    return next((d.path for d in survey.draft.layout.disks if d.path in under.split()), "")
+    return next((d.path for d in layout.disks if d.path in under.split()), "")
 
 
 def _volume(folder: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import Unsupported
 from .layout import Disk, Filesystem, Layout, Mount, Partition, Setting, partition_path
 from .run import ROOT, run
 
@@ -77,10 +76,10 @@ def parse_table(text: str, disk: Disk, seen: set[str]) -> tuple[Disk, list[Parti
     sector = table.get("sectorsize", disk.sector_size)
     disk = replace(
         disk,
-        id=_unique(table["id"], seen),
+        id=_unique(table.get("id") or disk.id, seen),
         sector_size=sector,
         label=table["label"],
-        label_id=table["id"],
+        label_id=table.get("id", ""),
         first_lba=table.get("firstlba", 0),
         table_length=table.get("tablelength", 0),
     )
@@ -120,9 +119,11 @@ def _unique(id: str, seen: set[str]) -> str:
 def parse_content(text: str, device: str, seen: set[str]) -> Filesystem | None:
     """The file system, swap area or container that blkid -o udev found on a device; None for nothing.
 
-    Raises Unsupported for a label that is not UTF-8: asr.sif is text.
+    Two signatures at once are content of the kind "ambivalent": somebody's, whatever it is.
     """
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if "ID_FS_AMBIVALENT" in found:
+        found["ID_FS_TYPE"] = "ambivalent"
     if "ID_FS_TYPE" not in found:
         return None
     uuid = found.get("ID_FS_UUID", "")
@@ -133,11 +134,7 @@ def parse_content(text: str, device: str, seen: set[str]) -> Filesystem | None:
 # Of blkid's formats only this one gives every label back: blanks, quotes and what is not ASCII are \xHH.
 def _decoded(text: str) -> str:
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), text.encode(errors="surrogateescape"))
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise Unsupported(f"The label {text} of a file system is not UTF-8, so it cannot be recorded.",
-                          hint="Give it another label.") from None
+    return raw.decode(errors="replace")        # preparation refuses such a label; other disks may have any
 
 
 # What dumpe2fs shows and what tune2fs -e takes.
@@ -154,7 +151,7 @@ def parse_ext(text: str) -> dict[str, Setting]:
         "features": sorted(features),
         "block_size": int(head["Block size"]),
         "blocks": int(head["Block count"]),
-        "inode_size": int(head["Inode size"]),
+        "inode_size": int(head.get("Inode size", 128)),    # revision 0 has no other
         "inodes": int(head["Inode count"]),
         "reserved_blocks": int(head["Reserved block count"]),
         "mount_options": [] if options == "(none)" else sorted(options.split()),
@@ -193,7 +190,8 @@ def parse_fstab(text: str) -> Iterator[tuple[str, str, str]]:
 def _mounts(layout: Layout) -> Iterator[Mount]:
     """Where the machine mounts its file systems now, with fstab's options where it has the mount point."""
     fstab = ROOT / "etc/fstab"
-    options = {point: opts for _, point, opts in parse_fstab(fstab.read_text())} if fstab.exists() else {}
+    text = fstab.read_text(errors="replace") if fstab.exists() else ""
+    options = {point: opts for _, point, opts in parse_fstab(text)}
     on = {layout.path(f.device): f for f in layout.filesystems}
     seen = set()
     for mount in mount_table():
@@ -212,7 +210,9 @@ def _lsblk() -> str:
 def _with_settings(filesystem: Filesystem, path: str) -> Filesystem:
     if filesystem.type not in ("ext2", "ext3", "ext4"):
         return filesystem
-    return replace(filesystem, settings=parse_ext(run(("dumpe2fs", "-h", path))))
+    # A damaged one has no settings: no plan can be made of it, and it must not keep others from being recovered.
+    text = run(("dumpe2fs", "-h", path), check=False)
+    return replace(filesystem, settings=parse_ext(text) if "Filesystem features" in text else {})
 
 
 def os_release(root: Path = ROOT) -> dict[str, str]:

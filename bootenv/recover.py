@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .asr_disk import SIF, AsrDisk, write_asr_disk
 from .asr_disk import find_asr_disk as find_set
-from .bootloader import MEDIUM, RECOVERY, copy_minimal, install_minimal, recovery_folder
-from .errors import AsrError, BackupNotFound, FirmwareDiffers, ToolMissing, Unsupported
+from .bootloader import MEDIUM, RECOVERY, copy_minimal, install_minimal, recovery_folder, recovery_mount
+from .errors import AsrError, BackupNotFound, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
 from .events import Event
 from .execute import execute
 from .layout import Layout
@@ -75,8 +75,13 @@ def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]
 def recover(disk: AsrDisk, match: Match) -> Iterator[Event]:
     """Partitions, formats and lays down the minimal OS. From here on the disks are changed."""
     layout, set = match.layout, disk.set
+    present = probe()
+    for choice in match.choices:
+        if choice.present not in present.disks:
+            raise TooFewDisks(f"The disk that was at {choice.present.path} is not there any more, or was changed.",
+                              hint="Press ENTER to look at the disks again.")
     log(f"Recovering {set.host}, set {set.id}, onto " + ", ".join(c.present.path for c in match.choices))
-    yield from execute(plan(layout, probe()), [disk.path for disk in layout.disks])
+    yield from execute(plan(layout, present), [disk.path for disk in layout.disks])
     with mounted(layout) as target:
         folder = recovery_folder(layout, target)
         yield from copy_minimal(layout, target, _medium_folder())
@@ -129,6 +134,7 @@ def _firmware(disk: AsrDisk) -> AsrError | None:
 def _plan_check(disk: AsrDisk) -> Check:
     """A whole plan onto the recorded disks, thrown away: does this version know all, and has it the tools?"""
     try:
+        recovery_mount(disk.set.layout)
         tools = {step.argv[0] for step in plan(disk.set.layout)} | {"grub-install", "mcopy"}
     except Unsupported as error:
         return Check("Partitions and file systems", error)
@@ -145,7 +151,9 @@ def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
     if without_backup:
         return Check("Backup of this set", note="It is not connected: the second stage will ask for it.")
     if not disk.set.backup.filesystem:
-        return Check("Backup of this set", note=f"It is on the network, at {disk.set.backup.place}: not checked.")
+        return Check("Backup of this set", BackupNotFound(
+            f"The backup {disk.set.backup.name} is on the network, at {disk.set.backup.place}, where this stage cannot "
+            "look for it.", hint="Make sure that it is there: the second stage asks for it by its path."))
     try:
         found = find_backup(disk.set)
         forget()

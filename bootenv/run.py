@@ -32,14 +32,12 @@ def run(
     argv: tuple[str, ...],
     *,
     input: bytes | None = None,
-    secret: bool = False,
     check: bool = True,
-    cwd: str | None = None,
 ) -> str:
     """Runs a program to its end and returns what it wrote on stdout, decoded with surrogateescape.
 
     Its standard input is empty unless `input` is given; it never sees the console's descriptors, since Textual
-    draws on stderr. With `secret`, neither input nor output reach the log. Raises ToolMissing, and CommandFailed
+    draws on stderr. Raises ToolMissing, and CommandFailed
     for an exit status other than 0 unless `check` is False.
     """
     log("+ " + shlex.join(argv))
@@ -48,7 +46,6 @@ def run(
             argv,
             input=input if input is not None else b"",
             capture_output=True,
-            cwd=cwd,
             env=_ENVIRONMENT,
             start_new_session=True,   # no terminal to ask on, and the console's signals are not the child's
         )
@@ -59,8 +56,7 @@ def run(
         ) from None
     out = done.stdout.decode(errors="surrogateescape")
     err = done.stderr.decode(errors="replace")
-    if not secret:
-        log(*(line for line in (out + err).splitlines()[-200:]))
+    log(*(out + err).splitlines()[-200:])
     if done.returncode:
         log(f"= exit status {done.returncode}")
         if check:

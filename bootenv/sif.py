@@ -89,6 +89,9 @@ def read_sif(data: bytes) -> AsrSet:
     text, found, seal = data.rpartition(_CHECKSUM)
     if not found or not re.fullmatch(rb'sha256 = "([0-9a-f]{64})"\s*', seal):
         raise _damaged("its end is missing")
+    # tomllib takes quadratic time for a key of many parts; ours have two.
+    if any(key.count(b".") > 8 for key in re.findall(rb"^[^=\"']*", data, re.MULTILINE)):
+        raise _damaged("it is not the text that was written")
     try:
         document = tomllib.loads(data.decode())
     except (ValueError, RecursionError):
@@ -122,7 +125,7 @@ def _digest(text: bytes) -> str:
 
 def _lean(record: Any) -> dict[str, Any]:
     """A record without what is empty: the file is read by people."""
-    return {key: value for key, value in asdict(record).items() if value not in ("", {}, None, False)}
+    return {key: value for key, value in asdict(record).items() if value is not False and value not in ("", {})}
 
 
 def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -220,7 +223,7 @@ def _check(set: AsrSet) -> None:
 def _damaged(why: str) -> DamagedSif:
     return DamagedSif(
         f"The file ASR.SIF is damaged: {why}.",
-        hint="Insert another ASR disk of this computer, or write a new one from its backup (asr make-disk).",
+        hint="Insert another ASR disk of this computer, or copy asr.sif from the backup's first member onto this one.",
         untouched="No disk of this computer was changed.",
     )
 

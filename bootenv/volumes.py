@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from .backup import read_first
@@ -67,7 +68,7 @@ def find_backup(set: AsrSet) -> FoundBackup:
         if not volume.mount(_LOOK.get(volume.type, "ro")):
             continue
         recorded = volume.point / set.backup.path.lstrip("/") / set.backup.name
-        found = next((p for p in (recorded, *_backups_below(volume.point)) if _set_id(p) == set.id), None)
+        found = next((p for p in chain((recorded,), _backups_below(volume.point)) if _set_id(p) == set.id), None)
         volume.unmount()
         if found:
             volume.mount("ro")         # with its journal: what was written last is there

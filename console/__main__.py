@@ -111,14 +111,16 @@ def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
     destination = story.destination(survey, to)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
-    story.check_disk(survey, disk)
+    story.check_disk(survey.draft, disk)
     selection, _ = followed(story.select(survey))
-    set, _ = followed(story.prepare(survey, destination, selection))
+    set, unlike = followed(story.prepare(survey, destination, selection))
     followed(story.write_disk(set, disk))
     print(f"Backup: {destination.reference.place.rstrip('/')}/{destination.reference.name}", f"ASR disk: {disk}",
           "Label it:", story.label_of(set), sep="\n")
     for left_out in survey.left_out:
         print(f"NOT protected: {left_out.what}: {left_out.why}")
+    for difference in unlike:
+        print(f"NOT as it was: {printable(f'{difference.what}: {difference.why}')}")
     print("The backup and the ASR disk were read back and match.")
     return 0
 

@@ -9,7 +9,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from bootenv.errors import AsrError
-from bootenv.events import Progress
+from bootenv.events import Difference, Progress
 from bootenv.layout import human
 
 from .app import SetupApp
@@ -35,6 +35,7 @@ class PrepareApp(SetupApp):
         super().__init__(story, tick=tick)
         self.survey = survey
         self.complete = False
+        self.unlike: tuple[Difference, ...] = ()       # what could not be read as it was
 
     async def pages(self) -> None:
         await self.ask(Welcome(self.survey))
@@ -44,7 +45,7 @@ class PrepareApp(SetupApp):
             pass
         await self.ask(Label(self.story.label_of(set)))
         self.complete = True
-        await self.ask(Complete(self.survey))
+        await self.ask(Complete(self.survey, self.unlike))
 
     async def backed_up(self) -> "AsrSet | None":
         """One attempt, from the destination to the backup that was read back."""
@@ -57,7 +58,9 @@ class PrepareApp(SetupApp):
         try:
             selection = await self.perform(Selecting(), self.story.select(self.survey))
             page = ProgressPage("Backup Progress", _PROGRESS, f"{_NO_SET} What was written so far is removed.")
-            return await self.perform(page, self.story.prepare(self.survey, destination, selection))
+            set = await self.perform(page, self.story.prepare(self.survey, destination, selection))
+            self.unlike = tuple(page.differences)
+            return set
         except Exception as error:
             await self.ask(self.page_for(error))
             return None
@@ -305,15 +308,15 @@ class Complete(Page[None]):
         "Prepare a new set whenever the system, its boot loader or its disks have changed."
     )
 
-    def __init__(self, survey: "Survey"):
+    def __init__(self, survey: "Survey", unlike: "tuple[Difference, ...]" = ()):
         super().__init__()
-        self.survey = survey
+        self.missing = (*survey.left_out, *unlike)
 
     def content(self) -> Iterable[Widget]:
         yield text("The backup and the ASR disk were read back and match.")
-        if self.survey.left_out:
+        if self.missing:
             yield text("These are NOT protected:", "heading")
-            lines = [line for d in self.survey.left_out for line in difference_lines(d)]
+            lines = [line for d in self.missing for line in difference_lines(d)]
             yield Listing(lines, height=min(len(lines) + 2, 10))
         else:
             yield text("Everything that is mounted from this computer's disks is protected.")

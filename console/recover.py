@@ -40,6 +40,7 @@ class RecoverApp(SetupApp):
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
         super().__init__(story, tick=tick)
         self.hardware_ready = hardware_ready
+        self.changed = ""                      # what an earlier attempt did to the disks
         self.without_backup = False            # somebody said that the backup will be connected later
         self.wanted = False        # F2 was pressed: nothing before page 5 needs to be seen again
 
@@ -47,7 +48,8 @@ class RecoverApp(SetupApp):
         self.wanted = self.wanted or await self.prompted()
         while not self.wanted or not (disk := await self.asr_disk()):
             await self.welcome()
-        await self.hardware()
+        while await self.hardware():
+            pass                               # F2 again changes nothing
         while not await self.recovered(disk):
             pass
         await self.ask(Reboot())
@@ -80,19 +82,18 @@ class RecoverApp(SetupApp):
 
     async def recovered(self, disk: "AsrDisk") -> bool:
         """One attempt, from the checks to the last file copied."""
-        changed = ""
         try:
             checks = self.story.checks(disk, without_backup=self.without_backup)
             await self.ask(ChecksPage("Automated System Recovery is starting...", checks))
             match = await asyncio.to_thread(self.story.match_disks, disk)
             await self.ask(Disks(match))
-            changed = _DISKS_CHANGED
+            self.changed = _DISKS_CHANGED
             await self.perform(Preparing(), self.story.recover(disk, match))
         except BackupNotFound as error:
-            self.without_backup = await self.ask(self.page_for(error, "agree")) == "agree"
+            self.without_backup = await self.ask(self.page_for(error, "agree", changed=self.changed)) == "agree"
             return False
         except Exception as error:
-            await self.ask(self.page_for(error, changed=changed))
+            await self.ask(self.page_for(error, changed=self.changed))
             return False
         return True
 

@@ -247,7 +247,7 @@ class ErrorPage(Page[str]):
         self.HEADING = heading or (error.message if brief else "Setup cannot continue.")
         self.error = error
         # What an error says of itself it says as if nothing had happened before it.
-        self.untouched = vars(error).get("untouched") or changed or error.untouched
+        self.untouched = changed or error.untouched
         self.offers = offers if isinstance(error, NewerSchema) else ("retry", *offers)
 
     def content(self) -> Iterable[Widget]:

@@ -110,3 +110,8 @@ def test_two_sets_are_not_guessed_between(drives, floppy, tmp_path):
     drives(floppy, other)
     with pytest.raises(OtherSet, match=r"host of .* and other of"):
         find_asr_disk()
+
+
+def test_a_device_that_is_not_there_is_not_made():
+    with pytest.raises(AsrDiskUnwritable, match="There is no device /dev/asr-no-such-drive"):
+        write_asr_disk("/dev/asr-no-such-drive", {"asr.sif": SIF})

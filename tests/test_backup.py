@@ -758,3 +758,19 @@ def test_the_frames_are_one_plain_tar(small_backup, scratch):
     done = subprocess.run(("zstd", "-dcq"), input=whole, capture_output=True, check=True)
     listed = subprocess.run(("tar", "-tf", "-"), input=done.stdout, capture_output=True, check=True).stdout
     assert {line.rstrip(b"/") for line in listed.split(b"\n")} >= described(tree).keys()
+
+
+def test_old_files_hidden_below_a_mount_do_not_replace_the_current_ones(tmp_path):
+    """/home moved to a file system of its own, the old one is still there below the mount point."""
+    for folder, text in (("root/home", "old"), ("home", "current")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").write_text(text)
+    (tmp_path / "root/home/only-old").touch()
+    backup, target = tmp_path / "b.tar.zst", tmp_path / "target"
+    target.mkdir()
+    for _ in write_backup(backup, [Source(tmp_path / "root"), Source(tmp_path / "home", "home")]):
+        pass
+    for _ in restore_backup(backup, target, anywhere=True):
+        pass
+    assert (target / "home/file").read_text() == "current"
+    assert not (target / "home/only-old").exists()

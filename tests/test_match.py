@@ -114,3 +114,21 @@ def test_the_second_stage_finds_disks_by_their_tables():
     assert located(own, moved).disks[0].path == "/dev/sdq"
     with pytest.raises(TooFewDisks):
         located(own, present(disk("sda")))
+
+
+def test_a_saved_copy_beside_a_blank_disk_needs_consent():
+    own = recorded(disk("sda", serial="dying"))
+    clone = replace(own.disks[0], serial="spare", path="/dev/sdb")
+    blank = disk("sdc")
+    now = replace(own, disks=(clone, blank))
+    assert match(own, now).choices[0].consent
+    assert not match(own, replace(own, disks=(clone,))).choices[0].consent
+
+
+def test_borders_must_fall_on_the_sectors_of_the_disk():
+    layout = recorded(disk("sda"))
+    shifted = replace(layout, partitions=(replace(layout.partitions[0], start=2**20 + 512),))
+    large = present(disk("sdb", sector_size=4096))
+    assert match(layout, large).layout.disks[0].sector_size == 4096
+    with pytest.raises(DiskTooSmall):
+        match(shifted, large)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from bootenv.errors import Unsupported
 from bootenv.layout import Disk
 from bootenv.probe import parse_content, parse_disks, parse_fstab, parse_mounted, parse_table
 
@@ -17,9 +16,12 @@ def test_every_label_is_read_as_it_is(encoded, label):
     assert parse_content(text, "d/1", set()).label == label
 
 
-def test_a_label_that_is_no_text_is_refused():
-    with pytest.raises(Unsupported, match="not UTF-8"):
-        parse_content("ID_FS_TYPE=ext4\nID_FS_LABEL_ENC=\\xff\\xfe\n", "d/1", set())
+def test_a_label_that_is_no_text_keeps_nobody_from_recovering():
+    assert parse_content("ID_FS_TYPE=ext4\nID_FS_LABEL_ENC=\\xff\n", "d/1", set()).label == "\ufffd"
+
+
+def test_two_signatures_are_somebodys_content():
+    assert parse_content("ID_FS_AMBIVALENT=other:swap:1 filesystem:ext4:1.0\n", "d", set()).type == "ambivalent"
 
 
 def test_clones_are_told_apart():

@@ -1,6 +1,7 @@
 """asr.sif: what is written is read, and nothing else is believed."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import tomli_w
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from bootenv import sif
 from bootenv.errors import AsrError, DamagedSif, NewerSchema
 from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
-from bootenv.sif import AsrSet, BackupReference, new_id, now, read_sif, write_sif
+from bootenv.sif import AsrSet, BackupReference, new_id, read_sif, write_sif
 
 DISK = Disk("0x1", "/dev/sda", 10**10, label="dos", label_id="0x1", serial="S", model="M")
 LAYOUT = Layout(
@@ -20,7 +21,8 @@ LAYOUT = Layout(
      Filesystem("swap", "0x1/5", "swap", "swap")),
     (Mount("root", "/", "errors=remount-ro"),),
 )
-SET = AsrSet(new_id(), now(), "host", "Debian", "6.12", "x86_64", "bios", 2**30, LAYOUT,
+CREATED = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)       # workers must name their tests alike
+SET = AsrSet(new_id(), CREATED, "host", "Debian", "6.12", "x86_64", "bios", 2**30, LAYOUT,
              BackupReference("h.tar.zst", "/mnt", "uuid", "/b", "BACKUP", 10, 20))
 
 names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
@@ -76,7 +78,7 @@ def test_a_newer_schema_is_refused_with_a_sentence():
 
 @pytest.mark.parametrize("change", [
     {"set": {}},
-    {"set": {"id": "x", "created": now(), "host": "h"}},
+    {"set": {"id": "x", "created": CREATED, "host": "h"}},
     {"disk": 5},
     {"disk": [{"id": "d", "path": "/dev/sda", "size": -1}]},
     {"disk": [{"id": "d", "path": "/dev/sda", "size": 2**63}]},
