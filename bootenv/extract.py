@@ -106,7 +106,6 @@ class Extractor:
 
     def __init__(self, backup: Path | None, target: bytes, foreign: Collection[int], only: Collection[bytes]):
         allow_depth()
-        self._umask = os.umask(0)              # modes go into open() as they are
         self._volumes = Volumes(backup) if backup else None
         self._directories = TargetDirectories(target)
         self._foreign = foreign                # devices whose file systems keep no owners, modes or attributes
@@ -117,7 +116,6 @@ class Extractor:
 
     def close(self) -> None:
         self._directories.close()
-        os.umask(self._umask)
 
     def __call__(self, task: tuple) -> Iterator[Message]:
         kind, place, *rest = task
@@ -488,4 +486,5 @@ def check(backup: str) -> Checker:
 
 def work(backup: str, target: bytes, foreign: frozenset[int], only: tuple[bytes, ...]) -> Extractor:
     """Begin to restore as a worker process; see crew."""
+    os.umask(0)                                # modes go into open() as they are
     return Extractor(Path(backup), target, foreign, only)
