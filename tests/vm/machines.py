@@ -219,8 +219,11 @@ def write_table(sample: Sample, image: Path) -> None:
 @contextmanager
 def loop(image: Path, start: int, size: int) -> Iterator[str]:
     """A slice (sectors) of an image as a block device: kernels without partition tables need this."""
-    device = run("losetup", "--find", "--show", f"--offset={start * SECTOR}",
-                 f"--sizelimit={size * SECTOR}", str(image)).strip()
+    # Between finding a free device and taking it, a test in another process could take it.
+    with (cache() / "loop.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        device = run("losetup", "--find", "--show", f"--offset={start * SECTOR}",
+                     f"--sizelimit={size * SECTOR}", str(image)).strip()
     try:
         yield device
     finally:
