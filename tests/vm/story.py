@@ -96,6 +96,12 @@ def restore(guest: Guest, *, say: Say = lambda text: None, seen: Seen = lambda n
 def see(guest: Guest, pattern: str, seconds: float) -> str:
     """Wait for a page, by a regular expression; a page that says that something went wrong ends the wait."""
     screen = guest.wait_for_text(re.compile(f"{pattern}|{TROUBLE.pattern}", re.DOTALL), seconds)
+    for _ in range(10):                # the page may be half painted: it is whole when it stays as it is
+        sleep(0.3)
+        later = guest.screen()
+        if not re.search(pattern, later, re.DOTALL) or shape(later) == shape(screen):
+            break
+        screen = later
     if TROUBLE.search(screen):
         raise NotSeen(f"Setup stopped:\n{screen}")
     return screen
