@@ -17,7 +17,7 @@ from rich.table import Table
 from bootenv.rehearsal import Drive, Machine, MiB, NotSeen, boot, make_disk
 
 STARTS = 3
-MEMORY = (512, 448, 384, 320, 256, 224, 192)       # MiB
+MEMORY = (512, 256, 192, 176, 160)                # MiB
 LIMIT = 180                                        # seconds until a start counts as failed
 MARKS = (("Press any key to boot from CD", "GRUB: press any key"), ("inspecting your computer", "first blue screen"),
          ("Press F6", "the console's first frame"), ("Press F2", "F2 prompt"))
