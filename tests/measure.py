@@ -18,7 +18,7 @@ from bootenv.rehearsal import Drive, Machine, MiB, NotSeen, boot, make_disk
 
 STARTS = 3
 MEMORY = (512, 256, 192, 176, 160)                # MiB
-LIMIT = 180                                        # seconds until a start counts as failed
+LIMIT = 90                                         # seconds until a start counts as failed
 MARKS = (("Press any key to boot from CD", "GRUB: press any key"), ("inspecting your computer", "first blue screen"),
          ("Press F6", "the console's first frame"), ("Press F2", "F2 prompt"))
 
