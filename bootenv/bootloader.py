@@ -1,7 +1,6 @@
 """What the firmware starts: GRUB for the minimal OS, then the recovered system's own loader and initramfs."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from .run import run
 from .target import chroot, run_in
 
 RECOVERY = "asr-recovery"              # the minimal OS's folder, in the root of the volume that GRUB reads it from
+MINIMAL_OS = ("vmlinuz", "initrd.img", "root.squashfs")        # what it is made of, on the medium and on the disk
 MEDIUM = Path("/run/medium")           # where the initramfs left the volume that this system was started from
 
 _MINIMAL_CONFIG = """\
@@ -103,7 +103,7 @@ def copy_minimal(layout: Layout, target: Path, medium: Path) -> Iterator[Event]:
     """Copies the minimal OS from the medium; done and total are bytes. The id of the set is written last."""
     folder = recovery_folder(layout, target)
     folder.mkdir(exist_ok=True)
-    files = [medium / name for name in ("vmlinuz", "initrd.img", "root.squashfs")]
+    files = [medium / name for name in MINIMAL_OS]
     total = sum(f.stat().st_size for f in files)
     done = 0
     for file in files:
@@ -115,7 +115,3 @@ def copy_minimal(layout: Layout, target: Path, medium: Path) -> Iterator[Event]:
         if (folder / file.name).stat().st_size != file.stat().st_size:
             raise CommandFailed(f"{file.name} was not copied whole.")
     os.sync()
-
-
-def remove_minimal(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from .backup import Selection, Source, read_first, verify_backup, write_backup
 from .bootloader import RECOVERY, recovery_mount
 from .errors import AsrDiskUnwritable, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
 from .events import Difference, Event, Progress
-from .layout import Layout, human
+from .layout import Layout, Mount, human
 from .plan import SUPPORTED, plan
 from .probe import mount_table, os_release, probe
 from .run import LOG, ROOT, STATE, log, run
@@ -118,31 +118,31 @@ def critical_part(layout: Layout) -> Layout:
 
 def hidden(layout: Layout) -> Iterator[Difference]:
     """What lies below the mounts, where nobody sees it."""
+    for mount, directory in _below_mounts(layout):
+        if any(directory.iterdir()):
+            yield Difference(mount.point, "There are older files hidden below this mount; they are left out.")
+
+
+def with_mount_points(layout: Layout) -> Layout:
+    """The layout with what the directories below its mounts are."""
+    by_point = {mount.point: mount for mount in layout.mounts}
+    for mount, directory in _below_mounts(layout):
+        status = directory.stat()              # the deepest parent comes last, and is the right one
+        by_point[mount.point] = replace(
+            mount, mode=stat.S_IMODE(status.st_mode), owner=status.st_uid, group=status.st_gid,
+            modified=max(status.st_mtime_ns, 0))
+    return replace(layout, mounts=tuple(by_point.values()))
+
+
+def _below_mounts(layout: Layout) -> Iterator[tuple[Mount, Path]]:
+    """The directory below each mount, by every mount above it: they are seen only where nothing is mounted."""
     with sources(layout) as found:
         for source, parent in zip(found, layout.mounts_by_depth(), strict=True):
             for mount in layout.mounts:
                 below = os.path.relpath(mount.point, parent.point)
                 directory = Path(str(source.directory)) / below
-                if mount != parent and not below.startswith("..") and directory.is_dir() and any(directory.iterdir()):
-                    yield Difference(mount.point, "There are older files hidden below this mount; they are left out.")
-
-
-def with_mount_points(layout: Layout) -> Layout:
-    """The layout with what the directories below its mounts are: they are seen only where nothing is mounted."""
-    by_point = {mount.point: mount for mount in layout.mounts}
-    with sources(layout) as found:
-        for source, parent in zip(found, layout.mounts_by_depth(), strict=True):
-            for point in by_point:
-                below = os.path.relpath(point, parent.point)
-                if point == parent.point or below.startswith(".."):
-                    continue
-                directory = Path(str(source.directory)) / below
-                if directory.is_dir():         # the deepest parent comes last, and is the right one
-                    status = directory.stat()
-                    by_point[point] = replace(
-                        by_point[point], mode=stat.S_IMODE(status.st_mode), owner=status.st_uid, group=status.st_gid,
-                        modified=max(status.st_mtime_ns, 0))
-    return replace(layout, mounts=tuple(by_point.values()))
+                if mount.point != parent.point and not below.startswith("..") and directory.is_dir():
+                    yield mount, directory
 
 
 def left_out(everything: Layout, layout: Layout) -> Iterator[Difference]:

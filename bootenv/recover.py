@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .asr_disk import SIF, AsrDisk, write_asr_disk
 from .asr_disk import find_asr_disk as find_set
-from .bootloader import MEDIUM, RECOVERY, copy_minimal, install_minimal, recovery_folder, recovery_mount
+from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, copy_minimal, install_minimal, recovery_folder, recovery_mount
 from .errors import AsrError, BackupNotFound, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
 from .events import Event
 from .execute import execute
@@ -113,7 +113,7 @@ def _medium_folder() -> Path:
 
 
 def _medium_error() -> AsrError | None:
-    missing = [n for n in ("vmlinuz", "initrd.img", "root.squashfs") if not (_medium_folder() / n).is_file()]
+    missing = [n for n in MINIMAL_OS if not (_medium_folder() / n).is_file()]
     if missing:
         return ToolMissing(f"The recovery medium has no {', '.join(missing)}.",
                            hint="Insert the recovery medium again and press ENTER.")
