@@ -41,13 +41,17 @@ LINKS = {  # path in the image: what it points at
     "usr/sbin/reboot": "/usr/lib/asr/bootenv/image/reboot",
     "usr/sbin/poweroff": "/usr/lib/asr/bootenv/image/reboot",
     "usr/bin/asr": "/usr/lib/asr/bootenv/image/asr-command",
+    "usr/sbin/lvm-set-uuids": "/usr/lib/asr/bootenv/image/lvm-set-uuids",
     # The program is appended to the finished squashfs, and that can only be done in a new folder of its root.
     "usr/lib/asr/bootenv": "/asr/bootenv",
     "usr/lib/asr/console": "/asr/console",
 }
 
 # Left out of the squashfs, since the medium has them beside it or the minimal OS never starts that way.
-BESIDE = ("boot/*", "usr/lib/grub/x86_64-efi-signed/gcd*", "usr/lib/grub/x86_64-efi-signed/grubnet*")
+BESIDE = ("boot/*", "usr/lib/grub/x86_64-efi-signed/grub*")
+
+# What the initramfs puts arrays and volumes together with.
+ASSEMBLERS = ("/usr/sbin/mdadm", "/usr/sbin/lvm")
 
 # Modules of the GRUB core image that starts the medium on a BIOS; the rest it loads from the medium.
 GRUB_CORE = ("biosdisk", "iso9660", "part_msdos", "part_gpt", "normal", "search", "configfile", "linux", "echo", "test")
@@ -310,13 +314,18 @@ def program(build: Build) -> None:
 
 
 def initramfs(build: Build) -> None:
-    """busybox, the modules that reach the medium, and the script that finds it."""
+    """busybox, what reaches the medium or the volume that the minimal OS lies on, and the script that finds it."""
     tree = build.cache / "initramfs"
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "bin").mkdir(parents=True)
     shutil.copy(build.root / "usr/bin/busybox", tree / "bin/busybox")
     shutil.copy(IMAGE / "initramfs-init", tree / "init")
     shutil.copy(IMAGE / "inspecting", tree / "inspecting")
+    for program in ASSEMBLERS:
+        shutil.copy(build.root / program.lstrip("/"), tree / "bin")
+        for library in libraries(output_of("chroot", str(build.root), "ldd", program)):
+            (tree / library).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(build.root / library, tree / library)
     scripts = build.cache / "initramfs.cpio.zst"
     pack(build, tree, scripts)
     # The kernel unpacks archives that follow one another.
@@ -457,6 +466,12 @@ def pack(build: Build, tree: Path, archive: Path) -> None:
 def date(build: Build, tree: Path) -> None:
     """Gives all of a tree one time, so that the same files make the same bytes."""
     build.tool("find", tree, "-exec", "touch", "--no-dereference", f"--date=@{epoch()}", "{}", "+")
+
+
+def libraries(listing: str) -> list[str]:
+    """The files that ldd(1) lists, as paths below the root."""
+    words = (word for line in listing.splitlines() for word in line.split())
+    return sorted({word.lstrip("/") for word in words if word.startswith("/") and not word.endswith(":")})
 
 
 def module_closure(modules: Path, wanted: list[str]) -> list[str]:

@@ -94,6 +94,10 @@ class TargetNotMounted(AsrError):
     number = 23
 
 
+class WrongPassphrase(AsrError):
+    number = 24
+
+
 # The backup
 
 class BackupNotFound(AsrError):

@@ -2,23 +2,24 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from .events import Event, Progress
-from .plan import Step
 from .run import run
+from .step import Step
 
 
-def execute(steps: Sequence[Step], disks: Sequence[str]) -> Iterator[Event]:
+def execute(steps: Sequence[Step], disks: Sequence[str], secrets: Mapping[str, bytes] | None = None
+            ) -> Iterator[Event]:
     """Runs each step to its end, with `disks` (device nodes) to itself; done and total count steps.
 
-    Raises CommandFailed at the first step that fails.
+    `secrets`: passphrases by the ids of their containers. Raises CommandFailed at the first step that fails.
     """
     with locked(disks):
         for done, step in enumerate(steps):
             yield Progress(step.title, done, len(steps), subject=step.subject)
-            run(step.argv, input=step.stdin)
+            run(step.argv, input=(secrets or {})[step.secret] if step.secret else step.stdin)
     # udev looks at the disks only now; what comes next wants its symlinks.
     run(("udevadm", "trigger", "--settle", "--subsystem-match=block"))
     if steps:

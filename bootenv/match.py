@@ -1,10 +1,11 @@
 """Recorded disks <-> disks present: by serial number, WWN and identifiers, never by name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import DiskTooSmall, TooFewDisks
-from .layout import Disk, Layout, human
+from .layout import Disk, Filesystem, Layout, LuksContainer, MdArray, PhysicalVolume, human
 
 # GPT keeps a copy of itself in the last 33 sectors: 32 of entries, 1 of header (UEFI 2.10, 5.3).
 _GPT_TAIL = 33
@@ -53,30 +54,54 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
             taken[disk.id] = best, "same size" if best.size == disk.size else "large enough"
             free.remove(best)
     choices = tuple(_choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
-    return Match(choices, on_these_disks(recorded, choices))
+    return Match(choices, on_these_disks(recorded, choices, present))
 
 
-def on_these_disks(recorded: Layout, choices: Sequence[Choice]) -> Layout:
-    """The recorded layout with the chosen disks' nodes and sector sizes."""
+def on_these_disks(recorded: Layout, choices: Sequence[Choice], present: Layout) -> Layout:
+    """The recorded layout with the chosen disks' nodes and sector sizes, and with nodes for its arrays."""
     chosen = {c.recorded.id: c.present for c in choices}
-    return replace(recorded, disks=tuple(
+    disks = tuple(
         replace(d, path=chosen[d.id].path, sector_size=chosen[d.id].sector_size,
-                first_lba=d.first_lba * d.sector_size // chosen[d.id].sector_size) for d in recorded.disks
-    ))
+                first_lba=d.first_lba * d.sector_size // chosen[d.id].sector_size) for d in recorded.disks)
+    targets = {choice.present.id for choice in choices}
+    # An array that stays keeps its node; one of ours that runs already has one.
+    kept = {a.path for a in present.arrays if not present.under(a.id) & targets}
+    running = {key(a): a.path for a in present.arrays if a.path not in kept}
+    arrays: list[MdArray] = []
+    for array in recorded.arrays:
+        used = {*kept, *(a.path for a in arrays)}
+        nodes = (running.get(key(array), array.path), *(f"/dev/md{number}" for number in range(len(used) + 1)))
+        arrays.append(replace(array, path=next(node for node in nodes if node not in used)))
+    return replace(recorded, disks=disks, arrays=tuple(arrays))
 
 
 def located(recorded: Layout, present: Layout) -> Layout:
-    """The recorded layout on the disks that carry its tables now. Raises TooFewDisks."""
-    choices = []
+    """The recorded layout on the disks that carry its tables, or its whole-disk contents, now. Raises TooFewDisks."""
+    choices: list[Choice] = []
     for number, disk in enumerate(recorded.disks):
-        same = [d for d in present.disks if _same_table(disk, d) and _shape(recorded, disk) == _shape(present, d)]
-        if len(same) != 1:
+        taken = [choice.present for choice in choices]
+        same = [d for d in present.disks if d not in taken and _same_content(disk, d, recorded, present)]
+        # An array's members are all the same from outside.
+        if len(same) != 1 and not (same and isinstance(recorded.content(disk.id), MdArray)):
             raise TooFewDisks(
                 f"Disk {number} was partitioned in the first stage, but {len(same)} disks carry its table now.",
                 hint="Connect the disk again and press ENTER, or start again from the recovery medium.",
             )
         choices.append(Choice(disk, same[0], "carries this computer's partitions", "", consent=False))
-    return on_these_disks(recorded, choices)
+    return on_these_disks(recorded, choices, present)
+
+
+def key(record: Filesystem | LuksContainer | PhysicalVolume | MdArray) -> str:
+    """What content is known by, however its tool writes it."""
+    return re.sub(r"#\d+$|[:-]", "", (record.uuid if isinstance(record, Filesystem) else record.id).lower())
+
+
+def _same_content(recorded: Disk, chosen: Disk, own: Layout, present: Layout) -> bool:
+    """The chosen disk holds just what will be made on it: nothing of anybody else's can be lost."""
+    if recorded.label or chosen.label:
+        return _same_table(recorded, chosen) and _shape(own, recorded) == _shape(present, chosen)
+    mine, there = own.content(recorded.id), present.content(chosen.id)
+    return bool(mine and there and key(mine) and key(mine) == key(there))
 
 
 def needed(disk: Disk, layout: Layout) -> int:
@@ -96,7 +121,7 @@ def _fits(disk: Disk, present: Disk, layout: Layout) -> bool:
 
 
 def is_blank(disk: Disk, present: Layout) -> bool:
-    return not disk.label and not any(f.device == disk.id for f in present.filesystems)
+    return not disk.label and not present.content(disk.id)
 
 
 def describe_content(disk: Disk, present: Layout) -> str:
@@ -104,25 +129,23 @@ def describe_content(disk: Disk, present: Layout) -> str:
     if is_blank(disk, present):
         return "blank"
     partitions = present.partitions_of(disk.id)
-    ids = {disk.id, *(p.id for p in partitions)}
-    inside = [f"{f.label or f.type} [{f.type}]" if f.label else f.type
-              for f in present.filesystems if f.device in ids]
     count = f"{len(partitions)} partition{'s' * (len(partitions) != 1)}" if disk.label else "no partitions"
+    # Also what lies on several disks, of which this is one.
+    inside = [f"{f.label} [{f.type}]" if f.label else f.type for f in present.filesystems
+              if any(disk.id in present.under(device) for device in present.devices_of(f))]
+    groups = {v.group for v in present.physical_volumes if v.group and disk.id in present.under(v.device)}
+    inside += [f"volume group {present.group(id).name}" for id in sorted(groups)]
+    inside += [f"array {a.name or a.path}" for a in present.arrays if disk.id in present.under(a.id)]
+    inside += [f"encrypted volume {c.name}".strip() for c in present.containers if disk.id in present.under(c.id)]
     return count + (f": {', '.join(inside)}" if inside else "")
 
 
 def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: Layout, free: list[Disk]) -> Choice:
     # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
     saved = not _same_hardware(disk, chosen) and any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
-    if _own(disk, chosen, recorded, present) and not saved:
+    if _same_content(disk, chosen, recorded, present) and not saved:
         return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
     return Choice(disk, chosen, reason, describe_content(chosen, present), not is_blank(chosen, present))
-
-
-def _own(disk: Disk, chosen: Disk, recorded: Layout, present: Layout) -> bool:
-    """The chosen disk holds just what will be made on it: nothing of anybody else's can be lost."""
-    return bool(disk.label) and _same_table(disk, chosen) and \
-        _shape(recorded, disk) == _shape(present, chosen)
 
 
 def _shape(layout: Layout, disk: Disk) -> list[tuple[int, int, int, str]]:

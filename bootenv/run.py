@@ -4,6 +4,8 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,6 +65,27 @@ def run(
             words = " ".join((err or out).split())[-_LAST_WORDS:]
             raise CommandFailed(f"{argv[0]} failed: {words or f'exit status {done.returncode}'}")
     return out
+
+
+@contextmanager
+def afterwards(script: str) -> Iterator[subprocess.Popen]:
+    """Has a shell script run when the block ends, however it ends: even if this process is killed.
+
+    A shell of its own session waits for the end of a pipe that only this process holds. After the block its
+    `returncode` is that of the script; what it writes is in the log.
+    """
+    log(f"afterwards: {script}")
+    with open(LOG if LOG.exists() else os.devnull, "ab") as out:
+        keeper = subprocess.Popen(
+            ("sh", "-c", f"cat >/dev/null\n{script}"), stdin=subprocess.PIPE, stdout=out, stderr=out,
+            env=_ENVIRONMENT, start_new_session=True)
+    assert keeper.stdin
+    try:
+        yield keeper
+    finally:
+        keeper.stdin.close()
+        if keeper.wait():
+            log(f"= exit status {keeper.returncode} of: {script}")
 
 
 def log(*lines: str) -> None:

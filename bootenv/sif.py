@@ -3,9 +3,11 @@
 TOML (https://toml.io/en/v1.0.0), UTF-8, at most 1 MiB so that it fits a 1.44 MB disk beside its log:
 
     signature = "Automated System Recovery"     schema = 1
-    [set]         id, created, host, system, kernel, architecture, firmware, memory
+    [set]         id, created, host, system, kernel, architecture, firmware, loader, memory
     [backup]      name, place, filesystem, path, label, files, bytes
-    [[disk]]  [[partition]]  [[filesystem]]  [[mount]]      the records of bootenv.layout, field by field
+    [[disk]]  [[partition]]  [[array]]  [[container]]  [[physical_volume]]  [[group]]  [[logical_volume]]
+    [[filesystem]]  [[subvolume]]  [[mount]]  [[swap_file]]  [[boot_option]]
+                  the records of bootenv.layout, field by field
     …             tables of other products, kept as they are
     [checksum]    sha256 of every byte before this table; always the last
 
@@ -16,22 +18,46 @@ import hashlib
 import re
 import tomllib
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, get_args
 
 import tomli_w
 
 from .errors import DamagedSif, NewerSchema
-from .layout import EMPTY, Disk, Filesystem, Layout, Mount, Partition
+from .layout import (
+    EMPTY,
+    BootOption,
+    Disk,
+    Filesystem,
+    Layout,
+    LogicalVolume,
+    LuksContainer,
+    MdArray,
+    Mount,
+    Partition,
+    PhysicalVolume,
+    Setting,
+    Subvolume,
+    SwapFile,
+    VolumeGroup,
+)
 
 SIGNATURE = "Automated System Recovery"
 SCHEMA = 1
 LIMIT = 2**20                          # bytes
 _CHECKSUM = b"\n[checksum]\n"
-_RECORDS: dict[str, type] = {"disk": Disk, "partition": Partition, "filesystem": Filesystem, "mount": Mount}
+# In the order of the file; each table is the field of Layout of the same name and an s.
+_RECORDS: dict[str, type] = {
+    "disk": Disk, "partition": Partition, "array": MdArray, "container": LuksContainer,
+    "physical_volume": PhysicalVolume, "group": VolumeGroup, "logical_volume": LogicalVolume,
+    "filesystem": Filesystem, "subvolume": Subvolume, "mount": Mount, "swap_file": SwapFile,
+    "boot_option": BootOption,
+}
 _OWN = {"signature", "schema", "set", "backup", "checksum", *_RECORDS}
+_HYBRID = re.compile(r"label-id: 0x[0-9a-f]{8}|\d+ : start=\d+(, size=\d+)?, type=[0-9a-f]+(, bootable)?")
 _MOST_RECORDS = 4096
 _MOST_BYTES = 2**63 - 1                # what the kernel's off_t holds
 
@@ -63,6 +89,7 @@ class AsrSet:
     memory: int = 0                    # bytes
     layout: Layout = EMPTY
     backup: BackupReference = BackupReference()
+    loader: str = "grub"               # or "systemd-boot", "extlinux", "other"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -124,8 +151,10 @@ def _digest(text: bytes) -> str:
 
 
 def _lean(record: Any) -> dict[str, Any]:
-    """A record without what is empty: the file is read by people."""
-    return {key: value for key, value in asdict(record).items() if value is not False and value not in ("", {})}
+    """A record without what is as it mostly is: the file is read by people. The id comes first."""
+    default = {f.name: f.default for f in fields(record) if f.default is not MISSING}
+    found = {key: value for key, value in asdict(record).items() if value != {} and value != default.get(key, MISSING)}
+    return {key: found[key] for key in sorted(found, key=lambda key: key != "id")}
 
 
 def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -152,7 +181,7 @@ def _record(kind: type, row: Any, table: str) -> Any:
         if key not in known or not _fits(value, known[key]):
             raise _damaged(f"the entry {key!r} of [{table}] has a wrong form")
     try:
-        return kind(**row)
+        return kind(**{key: _frozen(value) for key, value in row.items()})
     except TypeError as error:
         raise _damaged(f"the table [{table}] is incomplete ({error})") from None
 
@@ -166,14 +195,17 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and "\0" not in value and len(value) <= 4096
     if kind is datetime:
         return isinstance(value, datetime) and value.tzinfo is not None
+    if kind == tuple[str, ...]:
+        return isinstance(value, list) and all(_fits(v, str) for v in value)
     # Settings of a file system: scalars and lists of words.
-    return isinstance(value, dict) and all(_is_setting(v) for v in value.values())
+    return isinstance(value, dict) and all(any(_fits(v, k) for k in get_args(Setting)) for v in value.values())
 
 
-def _is_setting(value: Any) -> bool:
+def _frozen(value: Any) -> Any:
+    """TOML's lists, as records have them."""
     if isinstance(value, list):
-        return all(isinstance(v, str) and _fits(v, str) for v in value)
-    return _fits(value, bool) or _fits(value, int) or _fits(value, str)
+        return tuple(value)
+    return {key: _frozen(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _check(set: AsrSet) -> None:
@@ -186,36 +218,100 @@ def _check(set: AsrSet) -> None:
         raise _damaged("the firmware is neither bios nor uefi")
     if "/" in set.backup.name:
         raise _damaged("the backup's name is a path")
+    if set.loader not in ("grub", "systemd-boot", "extlinux", "other"):
+        raise _damaged("the boot loader is of no known kind")
     layout = set.layout
-    records: tuple[Disk | Partition, ...] = (*layout.disks, *layout.partitions)
-    devices = [r.id for r in records]
-    if len(devices) != len(dict.fromkeys(devices)):
+    _check_ids(layout)
+    _check_tables(layout)
+    _check_volumes(layout)
+    _check_mounts(layout)
+
+
+def _check_ids(layout: Layout) -> None:
+    devices = [device.id for device in layout.devices]
+    if len(devices) != len({*devices}):
         raise _damaged("two devices have the same id")
-    for record in records:
-        # These become lines of an sfdisk script: no word may end its line or its quotes.
-        words = (record.label, record.label_id) if isinstance(record, Disk) else \
-            (record.type, record.uuid, record.attrs.replace(",", "").replace(" ", "").replace(":", ""))
-        if not all(re.fullmatch(r"[\w-]*", word, re.ASCII) for word in words):
-            raise _damaged(f"the entry of {record.id} has a wrong form")
-    for disk in layout.disks:
+    known = {*devices}
+    filesystems = {f.id for f in layout.filesystems}
+    groups = {g.id for g in layout.groups}
+    tables = {d.id for d in layout.tables}
+    refers: list[tuple[str, str, Iterable[str], Collection[str]]] = [
+        *(("partition", p.id, (p.disk,), tables) for p in layout.partitions),
+        *(("array", a.id, filter(None, (*a.members, *a.spares)), known) for a in layout.arrays),
+        *(("container", c.id, (c.device,), known) for c in layout.containers),
+        *(("physical volume", v.id, (v.device,), known) for v in layout.physical_volumes),
+        *(("physical volume", v.id, (v.group,), {*groups, ""}) for v in layout.physical_volumes),
+        *(("logical volume", v.id, (v.group,), groups) for v in layout.logical_volumes),
+        *(("logical volume", v.id, (v.pool,), {*known, ""}) for v in layout.logical_volumes),
+        *(("logical volume", v.id, v.volumes, {v.id for v in layout.physical_volumes}) for v in layout.logical_volumes),
+        *(("file system", f.id, layout.devices_of(f), known) for f in layout.filesystems),
+        *(("subvolume", s.path, (s.filesystem,), filesystems) for s in layout.subvolumes),
+        *(("mount point", m.point, (m.filesystem,), filesystems) for m in layout.mounts),
+        *(("boot option", b.id, (b.partition,), known) for b in layout.boot_options),
+    ]
+    for kind, id, ids, there in refers:
+        if not all(other in there for other in ids):
+            raise _damaged(f"the {kind} {id} lies on what is not recorded")
+    # Nothing may lie on itself, by whatever way round.
+    try:
+        TopologicalSorter({device: layout.below(device) for device in devices}).prepare()
+    except CycleError:
+        raise _damaged("its devices lie on each other") from None
+
+
+def _check_tables(layout: Layout) -> None:
+    """These become lines of an sfdisk script: no word may end its line or its quotes."""
+    words = [(d.id, word) for d in layout.tables for word in (d.label, d.label_id)]
+    words += [(p.id, word) for p in layout.partitions
+              for word in (p.type, p.uuid, p.attrs.replace(",", "").replace(" ", "").replace(":", ""))]
+    for id, word in words:
+        if not re.fullmatch(r"[\w-]*", word, re.ASCII):
+            raise _damaged(f"the entry of {id} has a wrong form")
+    if not all(_HYBRID.fullmatch(line) for disk in layout.disks for line in disk.hybrid):
+        raise _damaged("a hybrid MBR has a wrong form")
+    for disk in layout.tables:
         if disk.label not in ("", "gpt", "dos") or disk.sector_size not in (512, 1024, 2048, 4096):
             raise _damaged(f"disk {disk.id} has a table of no known kind")
-    sizes = {d.id: d.size for d in layout.disks}
+        if not disk.path.startswith("/dev/") or "/../" in disk.path:
+            raise _damaged(f"{disk.path} is no device")
+    sizes = {d.id: d.size for d in layout.tables}
     for partition in layout.partitions:
-        if partition.disk not in sizes:
-            raise _damaged(f"partition {partition.id} lies on no disk")
         if not 0 < partition.number <= 256 or partition.start + partition.size > sizes[partition.disk]:
             raise _damaged(f"partition {partition.id} lies outside its disk")
+
+
+def _check_volumes(layout: Layout) -> None:
+    """These become words of commands: none may be taken for an option, or for a path of another device."""
+    names = [*(c.name for c in layout.containers if c.name), *(g.name for g in layout.groups),
+             *(v.name for v in layout.logical_volumes)]
+    # lvm(8), "VALID NAMES"; of the device mapper's own no more are needed.
+    bad = [name for name in names if not re.fullmatch(r"[\w+.][\w+.-]*", name, re.ASCII) or name in (".", "..")]
+    ids = [*(a.id for a in layout.arrays), *(c.id for c in layout.containers), *(v.id for v in layout.physical_volumes),
+           *(g.uuid for g in layout.groups), *(v.uuid for v in layout.logical_volumes)]
+    bad += [id for id in ids if not re.fullmatch(r"[\w:-]*(#\d+)?", id, re.ASCII)]
+    words = [*(w for a in layout.arrays for w in (a.level, a.metadata, a.layout, a.bitmap)),
+             *(w for c in layout.containers for w in (c.cipher, c.hash, c.pbkdf, *c.tokens, *c.flags)),
+             *(w for v in layout.logical_volumes for w in (v.type, v.discards)),
+             *(tag for g in layout.groups for tag in g.tags), *(tag for v in layout.logical_volumes for tag in v.tags)]
+    bad += [word for word in words if not re.fullmatch(r"[\w][\w+./=!:&#-]*|", word, re.ASCII)]
+    if bad:
+        raise _damaged(f"{bad[0]!r} is no name that there is")
+
+
+def _check_mounts(layout: Layout) -> None:
     for filesystem in layout.filesystems:
-        if filesystem.device not in devices:
-            raise _damaged(f"file system {filesystem.id} lies on no device")
         if not re.fullmatch(r"[\w.-]+", filesystem.type) or filesystem.uuid.startswith("-"):
             raise _damaged(f"file system {filesystem.id} is of no known kind")
+    paths = [*(s.path for s in layout.subvolumes), *(m.subvolume for m in layout.mounts if m.subvolume)]
+    for path in paths:
+        if not path or path.startswith(("/", "-")) or ".." in path.split("/"):
+            raise _damaged(f"the subvolume {path!r} is no path")
+    for point in (*(m.point for m in layout.mounts), *(f.path for f in layout.swap_files)):
+        if not point.startswith("/") or ".." in point.split("/"):
+            raise _damaged(f"mount point {point!r} is not an absolute path")
     for mount in layout.mounts:
-        if mount.filesystem not in [f.id for f in layout.filesystems]:
-            raise _damaged(f"mount point {mount.point} has no file system")
-        if not mount.point.startswith("/") or ".." in mount.point.split("/"):
-            raise _damaged(f"mount point {mount.point!r} is not an absolute path")
+        if "," in mount.subvolume:               # it becomes one of mount's options
+            raise _damaged(f"the subvolume {mount.subvolume!r} cannot be mounted")
         if mount.mode > 0o7777 or max(mount.owner, mount.group) >= 2**32 - 1:
             raise _damaged(f"mount point {mount.point!r} has an owner or mode that there is not")
 

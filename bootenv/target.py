@@ -1,36 +1,47 @@
 """The machine that is being recovered, mounted on a folder of the live system."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from .errors import CommandFailed, TargetNotMounted
-from .layout import Layout, Mount
-from .plan import EXT
+from .errors import CommandFailed, TargetNotMounted, WrongPassphrase
+from .events import Difference, Event, Progress
+from .filesystems import EXT
+from .layout import Filesystem, Layout, LuksContainer, MdArray, Mount
+from .plan import LVM, steps_to_stop
+from .probe import parse_luks
 from .run import run
 
 TARGET = Path("/target")
 
+# Without its recorded options: ro, noexec, nodev or quota would break what is written.
+_TYPES = {"ntfs": ("-t", "ntfs3")}
+_COMPRESSION = re.compile(r"compress(-force)?(=[a-z]+(:\d+)?)?")
+_OPTIONS = {"vfat": "utf8"}            # names as they are in the backup, not in the kernel's default character set
+
 
 @contextmanager
-def mounted(layout: Layout, at: Path = TARGET) -> Iterator[Path]:
-    """The layout's file systems under `at`, parents before children; unmounted and synced at the end.
+def mounted(layout: Layout, secrets: Mapping[str, bytes] | None = None, at: Path = TARGET) -> Iterator[Path]:
+    """The layout's file systems under `at`, parents before children; unmounted, synced and taken apart at the end.
 
-    They are mounted without their recorded options: ro, noexec, nodev or quota would break what is written.
-    Raises TargetNotMounted, and leaves nothing mounted then.
+    `secrets`: passphrases by the ids of their containers. Raises TargetNotMounted and WrongPassphrase, and leaves
+    nothing mounted then.
     """
     with ExitStack() as stack:
+        stack.enter_context(assembled(layout, secrets or {}))
         for mount in layout.mounts_by_depth():
-            device = layout.path(layout.filesystem(mount.filesystem).device)
+            filesystem = layout.filesystem(mount.filesystem)
+            device = layout.path(filesystem.device)
             point = at / mount.point.lstrip("/")
             point.mkdir(parents=True, exist_ok=True)
             if mount.point != "/":
                 _set_mount_point(point, mount)
             try:
                 _make_writable(device)
-                _check(device, layout.filesystem(mount.filesystem).type)
-                run(("mount", device, str(point)))
+                _check(device, filesystem.type)
+                run(("mount", *_how(filesystem, mount), device, str(point)))
             except CommandFailed as error:
                 raise TargetNotMounted(f"{mount.point} could not be mounted from {device}: {error}",
                                        untouched="No file was written.") from None
@@ -42,10 +53,154 @@ def mounted(layout: Layout, at: Path = TARGET) -> Iterator[Path]:
         yield at
 
 
+@contextmanager
+def assembled(layout: Layout, secrets: Mapping[str, bytes]) -> Iterator[None]:
+    """Arrays running, containers open, volume groups active: what is so already stays as it is.
+
+    At the end all is taken apart again that nothing uses, so that a restart finds it clean.
+    Raises TargetNotMounted, WrongPassphrase.
+    """
+    order = layout.bottom_up()
+    try:
+        _activate(layout)
+        for device in order:
+            match device:
+                case MdArray():
+                    _assemble(device, layout)
+                case LuksContainer() if device.name:
+                    _open(device, layout, secrets)
+                case _:
+                    continue
+            _activate(layout)                    # a group may lie on what has just appeared
+        if any(f.type == "btrfs" and f.others for f in layout.filesystems):
+            run(("btrfs", "device", "scan"))
+        run(("udevadm", "settle"))
+        yield
+    finally:
+        for device in reversed(order):
+            for step in steps_to_stop(device, layout):
+                run(step.argv, check=False)      # what this system itself runs from stays
+
+
+def _activate(layout: Layout) -> None:
+    for group in layout.groups:
+        if all(os.path.exists(layout.path(volume.device)) for volume in layout.volumes_of(group.id)):
+            run(("vgchange", "--activate", "y", *LVM, group.name))
+
+
+def _assemble(array: MdArray, layout: Layout) -> None:
+    if _runs(array):
+        _add_late_members(array, layout)
+        return
+    members = [layout.path(id) for id in (*array.members, *array.spares) if id]
+    try:
+        run(("mdadm", "--assemble", array.path, "--run", "--uuid", array.id.partition("#")[0],
+             *(member for member in members if os.path.exists(member))))
+    except CommandFailed as error:
+        raise TargetNotMounted(f"The array {array.path} could not be started: {error}",
+                               untouched="No file was written.") from None
+
+
+def _add_late_members(array: MdArray, layout: Layout) -> None:
+    """The minimal OS may have started it degraded, before a slow disk was there."""
+    parts = Path("/sys/block", Path(array.path).resolve().name, "md")
+    for member in filter(None, array.members):
+        path = layout.path(member)
+        if os.path.exists(path) and not (parts / f"dev-{Path(path).resolve().name}").exists():
+            run(("mdadm", array.path, "--re-add", path), check=False)
+
+
+# The kernel keeps the node of an array that was stopped for a while.
+def _runs(array: MdArray) -> bool:
+    try:
+        state = Path("/sys/block", Path(array.path).resolve().name, "md/array_state").read_text().strip()
+    except OSError:
+        return False
+    return state not in ("clear", "inactive")
+
+
+def _open(container: LuksContainer, layout: Layout, secrets: Mapping[str, bytes]) -> None:
+    if os.path.exists(layout.path(container.id)):
+        return
+    if container.id not in secrets:
+        raise WrongPassphrase(f"The encrypted volume {container.name} needs its passphrase.",
+                              untouched="No file was written.")
+    try:
+        run(("cryptsetup", "open", "--key-file", "-", layout.path(container.device), container.name),
+            input=secrets[container.id])
+    except CommandFailed as error:
+        raise WrongPassphrase(f"The encrypted volume {container.name} could not be opened: {error}",
+                              hint="Type its passphrase again.", untouched="No file was written.") from None
+
+
+def make_swap_files(layout: Layout, target: Path) -> Iterator[Event]:
+    """Swap files are in no backup; one that can't be made again is a Difference."""
+    for swap in layout.swap_files:
+        path = target / swap.path.lstrip("/")
+        holder = max((m for m in layout.mounts if swap.path.startswith(m.point.rstrip("/") + "/")),
+                     key=lambda m: len(m.point))
+        yield Progress("Making swap files", item=swap.path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.touch(mode=0o600)
+            if layout.filesystem(holder.filesystem).type == "btrfs":
+                run(("chattr", "+C", str(path)))           # else it can't be swapped to; only while it is empty
+            run(("fallocate", "--length", str(swap.size), str(path)))
+            run(("mkswap", *(("--uuid", swap.uuid) if swap.uuid else ()),
+                 *(("--label", swap.label) if swap.label else ()), str(path)))
+        except (CommandFailed, OSError) as error:
+            yield Difference(swap.path, f"The swap file could not be made: {error}")
+
+
+def enroll_keys(layout: Layout, target: Path, secrets: Mapping[str, bytes]) -> Iterator[Event]:
+    """Key files open their volumes again, also where a header was made anew; what is lost is a Difference."""
+    for container in layout.containers:
+        device = layout.path(container.device)
+        key_file = target / container.key_file.lstrip("/")
+        if container.key_file and key_file.is_file() and container.id in secrets:
+            try:
+                run(("cryptsetup", "open", "--test-passphrase", "--key-file", str(key_file), device))
+            except CommandFailed:
+                try:
+                    run(("cryptsetup", "luksAddKey", "--batch-mode", "--key-file", "-", device, str(key_file)),
+                        input=secrets[container.id])
+                except CommandFailed as error:
+                    yield Difference(container.key_file, f"It does not open {container.name}: {error}")
+        now = parse_luks(run(("cryptsetup", "luksDump", device), check=False), Filesystem(container.id, "", ""))
+        if now.slots < container.slots or set(container.tokens) - set(now.tokens):
+            lost = [f"{container.slots - now.slots} key slots"] if now.slots < container.slots else []
+            lost += sorted(set(container.tokens) - set(now.tokens))
+            yield Difference(container.name or container.id,
+                             f"Its header was made anew: {', '.join(lost)} must be enrolled again.")
+
+
+def set_read_only(layout: Layout, target: Path) -> None:
+    """Subvolumes that were read-only become so again once their files are there."""
+    for subvolume in layout.subvolumes:
+        mount = layout.mount_with(subvolume)
+        if subvolume.read_only and mount:
+            inner = subvolume.path.removeprefix(mount.subvolume).strip("/")
+            run(("btrfs", "property", "set", str(target / mount.point.lstrip("/") / inner), "ro", "true"))
+
+
+def _how(filesystem: Filesystem, mount: Mount) -> tuple[str, ...]:
+    options = _OPTIONS.get(filesystem.type, "")
+    if filesystem.type == "btrfs":
+        # Compressed as it was: what filled its disk so would not fit otherwise.
+        compressed = [word for word in mount.options.split(",") if _COMPRESSION.fullmatch(word)]
+        options = ",".join((f"subvol=/{mount.subvolume}" if mount.subvolume else "subvolid=5", *compressed))
+    return (*_TYPES.get(filesystem.type, ()), *(("-o", options) if options else ()))
+
+
 # After a power cut: nothing is written into a file system that is not whole. 4 and more: errors are left.
 def _check(device: str, type: str) -> None:
-    if type in EXT and not run(("findmnt", "--noheadings", "--source", device), check=False):
+    if run(("findmnt", "--noheadings", "--source", device), check=False):
+        return
+    if type in EXT:
         run(("sh", "-c", 'e2fsck -p "$1"; [ $? -lt 4 ]', "sh", device))
+    elif type == "vfat":
+        run(("sh", "-c", 'fsck.fat -a "$1"; [ $? -lt 2 ]', "sh", device))
 
 
 # chown first: it clears bits of the mode.

@@ -63,7 +63,8 @@ def find_backup(set: AsrSet) -> FoundBackup:
     below FOLDER, so that a person can look for it.
     """
     forget()
-    volumes = sorted(_volumes(set), key=lambda v: v.uuid != set.backup.filesystem)
+    own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
+    volumes = sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
     for volume in volumes:
         if not volume.mount(_LOOK.get(volume.type, "ro")):
             continue
@@ -80,6 +81,17 @@ def find_backup(set: AsrSet) -> FoundBackup:
         + f". Searched: {', '.join(searched) or 'there is no disk to search'}.",
         hint="Connect the disk that holds the backup and press ENTER.",
     )
+
+
+def every_backup() -> Iterator[FoundBackup]:
+    """Each ASR set's backup on the volumes of this computer, which stay mounted, read-only, until forget()."""
+    forget()
+    for volume in _volumes(frozenset()):
+        if not volume.mount(_LOOK.get(volume.type, "ro")):
+            continue
+        for path in _backups_below(volume.point):
+            if set := _set_of(path):
+                yield FoundBackup(str(path), f"/{path.relative_to(volume.point)} on {volume.name}", set, volume.device)
 
 
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
@@ -102,8 +114,8 @@ def forget() -> None:
             run(("umount", str(point)), check=False)
 
 
-def _volumes(set: AsrSet) -> Iterator[_Volume]:
-    own = {f.uuid for f in set.layout.filesystems if f.uuid}
+def _volumes(own: frozenset[str]) -> Iterator[_Volume]:
+    """Volumes that may hold a backup; `own` are the UUIDs of those that will be formatted."""
     text = run(("lsblk", "--json", "--list", "--output", "PATH,TYPE,FSTYPE,UUID,LABEL"))
     for row in json.loads(text)["blockdevices"]:
         if row["type"] == "loop" or row["uuid"] in own or (row["fstype"] or "") in _NO_VOLUME:
@@ -120,7 +132,12 @@ def _backups_below(point: Path) -> Iterator[Path]:
 
 def _set_id(path: Path) -> str:
     """The set id of a backup; "" for what is not a readable one."""
+    set = _set_of(path)
+    return set.id if set else ""
+
+
+def _set_of(path: Path) -> AsrSet | None:
     try:
-        return read_sif(read_first(path)).id
+        return read_sif(read_first(path))
     except (OSError, BackupNotFound, DamagedBackup, DamagedSif, NewerSchema):
-        return ""
+        return None

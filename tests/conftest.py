@@ -1,6 +1,10 @@
 """What all tests share: no real command below the level of disks, a log that goes nowhere, recorded machines."""
 
+import fcntl
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 import bootenv.run
 
 MACHINES = Path(__file__).parent / "machines"
+REPOSITORY = Path(__file__).parents[1]
 
 
 def machines() -> list[Path]:
@@ -36,3 +41,42 @@ def golden(request):
         assert text == path.read_text()
 
     return check
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a file or folder of this name, once for all workers of a run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:            # workers of one run share the directory above their own
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / f"{name}.made").exists():
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def iso(once) -> Path:
+    """The recovery medium, built once in a run (or the one that ASR_ISO names)."""
+    if given := os.environ.get("ASR_ISO"):
+        return Path(given)
+    return once("asr-recovery.iso", lambda path: subprocess.run(
+        (sys.executable, REPOSITORY / "build_iso.py", "--output", path), check=True, stdin=subprocess.DEVNULL))
+
+
+@pytest.fixture(scope="session")
+def live_tree(iso, once) -> Path:
+    """The tree of the medium's live system: its tools, to be run on this computer."""
+    def unpack(path: Path) -> None:
+        subprocess.run(("bsdtar", "-x", "-f", iso, "-C", path.parent, "live/root.squashfs"), check=True)
+        subprocess.run(("unsquashfs", "-quiet", "-no-progress", "-dest", path, path.parent / "live/root.squashfs"),
+                       check=True)
+        (path.parent / "live/root.squashfs").unlink()
+
+    return once("live-tree", unpack)

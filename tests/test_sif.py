@@ -17,7 +17,7 @@ DISK = Disk("0x1", "/dev/sda", 10**10, label="dos", label_id="0x1", serial="S", 
 LAYOUT = Layout(
     (DISK,),
     (Partition("0x1/1", "0x1", 1, 2**20, 2**30, "83", bootable=True), Partition("0x1/5", "0x1", 5, 2**31, 2**30, "82")),
-    (Filesystem("root", "0x1/1", "ext4", "root", 'a "label"', {"features": ["a", "b"], "inodes": 5}),
+    (Filesystem("root", "0x1/1", "ext4", "root", 'a "label"', {"features": ("a", "b"), "inodes": 5}),
      Filesystem("swap", "0x1/5", "swap", "swap")),
     (Mount("root", "/", "errors=remount-ro"),),
 )

@@ -1,0 +1,98 @@
+"""The commands for backups, as a person types them."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bootenv import errors
+from bootenv.asr_disk import SIF, check_belongs
+from bootenv.backup import Source, write_backup
+from bootenv.layout import Layout
+from bootenv.sif import AsrSet, new_id, write_sif
+from console.__main__ import main
+
+SET = AsrSet(id=new_id(), created=datetime(2026, 3, 14, 15, 9, tzinfo=UTC), host="sample", layout=Layout())
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    for name in ("etc/hosts", "etc/cron.d/one", "home/ann/letter", "home/ann/Videos/film", "home/ann/new\nline"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "tree" / "etc/hosts").chmod(0o604)
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def backup(tree, tmp_path, capsys) -> Path:
+    assert main(["pack", str(tree), str(tmp_path / "b.tar.zst")]) == 0
+    assert capsys.readouterr().out.endswith("Packed.\n")
+    return tmp_path / "b.tar.zst"
+
+
+def files_below(place: Path) -> dict[str, str]:
+    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()}
+
+
+def test_what_was_packed_is_extracted(tree, backup, tmp_path, capsys):
+    assert main(["extract", str(backup), "--all", "--to", str(tmp_path / "out")]) == 0
+    assert files_below(tmp_path / "out") == files_below(tree)
+    assert (tmp_path / "out" / "etc/hosts").stat().st_mode & 0o777 == 0o604
+    assert capsys.readouterr().out.endswith("Extracted.\n")
+
+
+def test_single_files_and_directories_are_extracted_by_their_paths(backup, tmp_path, capsys):
+    assert main(["extract", str(backup), "/etc/hosts", "home/ann/Videos/", "--to", str(tmp_path / "out")]) == 0
+    assert files_below(tmp_path / "out").keys() == {"etc/hosts", "home/ann/Videos/film"}
+
+
+def test_a_path_that_is_not_there_is_said(backup, tmp_path, capsys):
+    assert main(["extract", str(backup), "etc/host", "etc/hosts", "--to", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "etc/host: It is not in the backup." in said
+    assert "Extracted with 1 difference." in said
+    assert files_below(tmp_path / "out").keys() == {"etc/hosts"}
+
+
+def test_all_or_paths_must_be_said(backup, tmp_path, capsys):
+    for paths in ([], ["etc", "--all"]):
+        with pytest.raises(SystemExit):
+            main(["extract", str(backup), *paths, "--to", str(tmp_path / "out")])
+    assert "--all" in capsys.readouterr().err
+
+
+def test_the_list_has_a_line_for_each_path(backup, capsys):
+    assert main(["list", str(backup)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(maxsplit=2)[2] for line in lines if line.startswith("f")} == {
+        "etc/hosts", "etc/cron.d/one", "home/ann/letter", "home/ann/Videos/film", "home/ann/new\\nline"}
+
+
+def test_patterns_are_taken_by_pack(tree, tmp_path, capsys):
+    assert main(["pack", "--exclude", "home/*", "--include", "home/ann/letter", "--level", "3", "--volume-size", "4096",
+                 str(tree), str(tmp_path / "c")]) == 0
+    assert "home/*: It is left out, as asked. (2 names)" in capsys.readouterr().out
+    assert main(["extract", str(tmp_path / "c"), "--all", "--to", str(tmp_path / "out")]) == 0
+    assert files_below(tmp_path / "out").keys() == {"etc/hosts", "etc/cron.d/one", "home/ann/letter"}
+
+
+def test_no_backup_is_a_sentence(tmp_path, capsys):
+    assert main(["list", str(tmp_path / "no")]) == 1
+    assert "There is no backup at" in capsys.readouterr().err
+
+
+def test_a_disk_and_a_backup_belong_together_or_not(tree, tmp_path, capsys):
+    for _ in write_backup(tmp_path / "b", [Source(tree)], ("asr.sif", write_sif(SET))):
+        pass
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(errors.NoAsrDisk):
+        check_belongs(str(tmp_path / "disk"), tmp_path / "b")
+    (tmp_path / "disk" / SIF).write_bytes(write_sif(SET))
+    assert main(["verify", str(tmp_path / "b"), "--disk", str(tmp_path / "disk")]) == 0
+    assert "are of one set: sample, 2026-03-14 15:09 UTC" in capsys.readouterr().out
+    (tmp_path / "disk" / SIF).write_bytes(write_sif(replace(SET, id=new_id())))
+    assert main(["verify", str(tmp_path / "b"), "--disk", str(tmp_path / "disk")]) == 1
+    assert "Take the ASR disk that was made with this backup." in capsys.readouterr().err
