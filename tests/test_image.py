@@ -99,7 +99,7 @@ def test_the_boot_menu_knows_the_keys_that_cannot_be_typed_in_it(build):
 
 def test_every_link_into_the_program_has_a_goal():
     goals = [goal.removeprefix("/usr/lib/asr/bootenv/image/") for goal in build_iso.LINKS.values() if "/image/" in goal]
-    assert {"init", "reboot", "asr-command"} == set(goals)
+    assert {"init", "reboot", "asr-command", "lvm-set-uuids"} == set(goals)
     assert all((IMAGE / goal).exists() for goal in goals)
 
 
@@ -150,6 +150,69 @@ def test_a_folder_of_modules_without_one_of_them(modules):
 def test_an_unknown_module_is_named(modules):
     with pytest.raises(BuildFailed, match="no_such_driver"):
         build_iso.module_closure(modules, ["isofs", "no_such_driver"])
+
+
+def test_programs_of_the_initramfs_come_with_their_libraries():
+    listing = """\
+\tlinux-vdso.so.1 (0x00007f591b8cf000)
+\tlibcap.so.2 => /lib/x86_64-linux-gnu/libcap.so.2 (0x00007f591b5c8000)
+\t/lib64/ld-linux-x86-64.so.2 (0x00007f591b8d1000)
+"""
+    assert build_iso.libraries(listing) == ["lib/x86_64-linux-gnu/libcap.so.2", "lib64/ld-linux-x86-64.so.2"]
+
+
+# What the signed GRUB of the minimal OS is, and what starts its arrays and volumes, must be in the image.
+def test_the_live_system_has_what_the_minimal_os_starts_from():
+    from bootenv.bootloader import _ESP_FILES
+    assert not [s for s in _ESP_FILES.values() if any(fnmatch(s, pattern) for pattern in build_iso.BESIDE)]
+    modules = build_iso.listed(IMAGE / "initramfs-modules")
+    assert {"md-mod", "dm-mod", "dm-raid", "raid1", "raid456", "btrfs", "xfs"} <= set(modules)
+
+
+def said_by_sh(script):
+    with subprocess.Popen(("sh", "-c", script), text=True, stdout=subprocess.PIPE) as shell:
+        return shell.communicate()[0]
+
+
+def function_of(script, name):
+    """The text of a shell function of one of the image's scripts."""
+    return re.search(rf"^{name}\(\) \{{$.*?^\}}.*?$", (IMAGE / script).read_text(), re.M | re.S)[0]
+
+
+@pytest.mark.parametrize(("told", "looked_at"), [
+    ("arrays= volumes=", ["/dev/md0", "/dev/vda", "/dev/vda1"]),
+    ("arrays=' u@/dev/md0' volumes=", ["/dev/md0"]),
+    ("arrays=' u@/dev/md0' volumes=' vg/root'", []),
+])
+def test_the_initramfs_looks_at_no_member_of_what_it_puts_together(tmp_path, told, looked_at):
+    for name, size in (("md0", 8), ("vda", 8), ("vda1", 8), ("loop0", 8), ("vdb", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(f"{size}\n")
+    script = function_of("initramfs-init", "blocks").replace("/sys/class/block", str(tmp_path))
+    assert said_by_sh(f"{told}\n{script}\nblocks").split() == looked_at
+
+
+@pytest.mark.parametrize(("told", "waited", "ran"), [
+    ("arrays= volumes=", 99, []),
+    ("arrays=' u:u@/dev/x' volumes=", 0, ["mdadm --assemble /dev/x --uuid=u:u --config=partitions --no-degraded"]),
+    ("arrays=' u:u@/dev/x' volumes=", 20, ["mdadm --assemble /dev/x --uuid=u:u --config=partitions --run"]),
+    ("arrays= volumes=' my-vg/root'", 0, ["lvm lvchange --activate y --activationmode complete"]),
+    ("arrays= volumes=' my-vg/root'", 20, ["lvm lvchange --activate y --activationmode degraded"]),
+])
+def test_the_initramfs_starts_what_it_is_told_and_waits_for_all_of_it(tmp_path, told, waited, ran):
+    functions = "\n".join(function_of("initramfs-init", name) for name in ("put_together", "array", "volume"))
+    functions = functions.replace(">/run/put-together.log 2>&1", "").replace("echo 1 >/sys", ": /sys")
+    # The stand-ins say how they were called.
+    script = f"""
+patience=20 waited={waited} {told}
+for name in mdadm lvm; do eval "$name() {{ echo $name \"\\$@\"; }}"; done
+modprobe() {{ :; }}
+ln() {{ :; }}
+cat() {{ echo 0; }}
+{functions}
+put_together"""
+    shown = [line for line in said_by_sh(script).splitlines() if line.startswith(("mdadm", "lvm"))]
+    assert [" ".join(line.split()[:6]) for line in shown] == ran
 
 
 def test_every_dependency_is_pinned_with_a_hash():
