@@ -9,8 +9,10 @@ The format, for whoever writes another reader. Integers in binary are little-end
     tail        = a skippable zstd frame of 36 bytes: "ASR-TAIL", u64 place of the first index, u64 of the second,
                   u64 bytes of one index, u32 CRC-32 of the 32 bytes before it
 
-zstd skips what is skippable, so that the frames together are one standard pax tar: `tar --zstd -xf` reads it
-(add `--xattrs --xattrs-include='*' --acls --numeric-owner`). Skippable frames have the magic 0x184D2A5A here.
+zstd skips what is skippable, so that the frames together are one standard pax tar: `tar --zstd -xf` reads it (add
+`--xattrs --xattrs-include='*' --acls --numeric-owner`, and `--delay-directory-restore`: where a directory has symbolic
+links that lead out of it, tar makes them last and would leave the directory with a new time). Skippable frames have
+the magic 0x184D2A5A here.
 
 Every frame is a whole number of tar members, so that each can be read alone. A file too large for a frame has frames
 of its own: the first ("m") with its header, the following ("+") with nothing but what comes next of its stored bytes.
@@ -52,13 +54,13 @@ import re
 import struct
 import tempfile
 import time
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple, Self
+from zlib import crc32
 
 import zstandard
 
@@ -120,7 +122,7 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
 
-def pack(data: bytes, level: int) -> bytes:
+def pack(data: bytes | memoryview, level: int) -> bytes:
     return _compressor(level).compress(data)
 
 
@@ -165,7 +167,7 @@ def _skippable(*parts: bytes) -> bytes:
 
 def _description(place: Place) -> bytes:
     text = _frame_record(place)
-    return _skippable(FRAME, struct.pack("<I", zlib.crc32(text)), text)
+    return _skippable(FRAME, struct.pack("<I", crc32(text)), text)
 
 
 def _frame_record(place: Place) -> bytes:
@@ -181,8 +183,7 @@ def _parse_frame_record(text: bytes) -> Place:
 
 
 def member_record(kind: str, offset: int, head: bytes, stored: int, sha256: str, size: int, path: bytes) -> bytes:
-    return b"%b %d %d %08x %d %b %d %b\0" % (
-        kind.encode(), offset, len(head), zlib.crc32(head), stored, sha256.encode(), size, path)
+    return f"{kind} {offset} {len(head)} {crc32(head):08x} {stored} {sha256} {size} ".encode() + path + b"\0"
 
 
 def parse_records(text: bytes) -> list[Record]:
@@ -235,11 +236,23 @@ class Output:
             raise self._failure(error) from error
         self.seconds += time.monotonic() - started
 
-    def commit(self) -> None:
-        """Give what is written its name, once it is safely on the disk."""
+    def sync(self) -> None:
+        """Wait until what is written is safely on the disk."""
         try:
             if self.parts:
                 os.fsync(self._fd)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def give_up(self) -> None:
+        """Leave all as it is, to be written over by the next backup: whatever were done could hang."""
+        self._fd = -1
+        self.parts = []
+
+    def commit(self) -> None:
+        """Give what is written its name, once it is safely on the disk."""
+        self.sync()
+        try:
             os.close(self._fd)
             self._fd = -1
             # The first volume last: a set without it doesn't look whole.
@@ -356,7 +369,7 @@ class Writer:
                 for piece in spool.packed():
                     self._output.write(piece)
         tail = TAIL + struct.pack("<QQQ", *places, 8 + length)
-        self._output.write(_skippable(tail, struct.pack("<I", zlib.crc32(tail))))
+        self._output.write(_skippable(tail, struct.pack("<I", crc32(tail))))
 
 
 class Spool:
@@ -538,7 +551,7 @@ class Index:
     def _candidates(self) -> Iterator[int]:
         size = self._volumes.size
         tail = self._volumes.read(max(size - _TAIL_SIZE, 0), _TAIL_SIZE)
-        if tail[8:16] == TAIL and struct.unpack_from("<I", tail, 40)[0] == zlib.crc32(tail[8:40]):
+        if tail[8:16] == TAIL and struct.unpack_from("<I", tail, 40)[0] == crc32(tail[8:40]):
             first, second, _ = struct.unpack_from("<QQQ", tail, 16)
             yield from (first, second)
         else:
@@ -589,7 +602,7 @@ class Index:
         for place, size in self._search(FRAME):
             try:
                 data = self._volumes.read(place + 16, min(size, 2**17) - 16)
-                if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+                if crc32(data[4:]) != int.from_bytes(data[:4], "little"):
                     continue
                 frame = _parse_frame_record(data[4:].removesuffix(b"\0"))
             except ValueError:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .backup import read_first
 from .errors import (
     AsrDiskFull,
     AsrDiskNotBlank,
@@ -77,6 +78,22 @@ def read_asr_disk(place: str) -> dict[str, bytes]:
             return {}
         run(("mcopy", "-n", "-i", place, f"::/{SIF}", folder))
         return {SIF: (Path(folder) / SIF).read_bytes()}
+
+
+def check_belongs(place: str, backup: Path) -> AsrSet:
+    """The set that an ASR disk and a backup are of.
+
+    Raises NoAsrDisk, OtherSet, DamagedSif and NewerSchema (of either), BackupNotFound, DamagedBackup, CommandFailed.
+    """
+    data = read_asr_disk(place if os.path.isdir(place) else _filesystem_of(place)).get(SIF)
+    if data is None:
+        raise NoAsrDisk(f"{place} has no asr.sif.", hint="Insert the ASR disk that was made with this backup.")
+    ours, other = read_sif(data), read_sif(read_first(backup))
+    if ours.id != other.id:
+        raise OtherSet(
+            f"The disk is of {ours.host}, {ours.created:%Y-%m-%d %H:%M}; the backup is of {other.host}, "
+            f"{other.created:%Y-%m-%d %H:%M}.", hint="Take the ASR disk that was made with this backup.")
+    return ours
 
 
 def check_writable(place: str, host: str) -> None:

@@ -5,18 +5,23 @@ order, and what becomes of it. No layout, ASR disk or root is needed: any tree c
 """
 
 import os
+import re
+import stat
+import threading
 import time
-from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import astuple, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import zstandard
 
-from bootenv.archive import Frame, Index, Output, Place, Record, Spool, Volumes, Writer, pack
+from bootenv.archive import Frame, Index, Output, Place, Record, Spool, Volumes, Writer, pack, parse_records
 from bootenv.collect import (
     BATCH,
     CHANGED,
@@ -34,14 +39,18 @@ from bootenv.collect import (
 )
 from bootenv.crew import Block, Crew, Message, Task
 from bootenv.directories import Directories, allow_depth
-from bootenv.errors import DamagedBackup, DestinationFull, TargetNotMounted
+from bootenv.errors import DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
 from bootenv.events import Difference, Event, Progress
+from bootenv.exclude import ASKED, LISTED, TAG, is_tag
 from bootenv.extract import DAMAGED, MALFORMED, Extractor, is_wanted
 from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
 _SECONDS_OF_LEVEL = 1.0        # until it is looked at again
+_AHEAD = 8 * PIECE             # bytes of a large file that are on their way into memory before they are asked for
 _FIRST_MOST = 4 * 2**20       # the first member is small; a reader that believed any size could be made to run out
+_SECONDS_OF_SILENCE = 2.0      # until it is said that the destination is what all wait for
+_SECONDS_OF_PATIENCE = 120.0   # for one frame; then the destination counts as gone
 _SECONDS_BETWEEN = 0.1         # of Progress
 _SECONDS_OF_JOURNAL = 20.0     # after which the target is synced; what is lost at a power cut takes as long again
 
@@ -53,7 +62,6 @@ _PSEUDO = frozenset((
 _FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
 
 _ITSELF = "It is the backup that was being made."
-_SWAP = "A swap file is not backed up; make it again after a recovery (mkswap)."
 _NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
 _OTHER = "Another file system is mounted there; it is not in this backup."
 
@@ -90,15 +98,17 @@ class _Pace:
 
 # Counting
 
-def select(sources: Sequence[Source], *, exclude: Sequence[str] = ()) -> Generator[Progress, None, Selection]:
+def select(sources: Sequence[Source], *, exclude: Sequence[str] = (), include: Sequence[str] = (),
+           caches: bool = True) -> Generator[Progress, None, Selection]:
     """Count what write_backup() would store of the sources; returns the Selection."""
-    reading = _reading(sources, b"", {}, exclude)
-    excluded = reading.excluded()
+    reading = _reading(sources, b"", {}, exclude, include, caches)
     pace = _Pace()
     files = size = 0
     seen: set[tuple[int, int]] = set()
-    for tree, status, name in _walk(reading, excluded):
+    for tree, status, name in _walk(reading):
         files += 1
+        if (status.st_dev, status.st_ino) in reading.swaps:
+            continue
         if status.st_nlink < 2 or (status.st_dev, status.st_ino) not in seen:
             size += min(status.st_size, status.st_blocks * 512)
         if status.st_nlink > 1:
@@ -109,20 +119,23 @@ def select(sources: Sequence[Source], *, exclude: Sequence[str] = ()) -> Generat
     return Selection(files, size)
 
 
-def _walk(reading: Reading, excluded) -> Iterator[tuple[Tree, os.stat_result, bytes]]:
+def _walk(reading: Reading) -> Iterator[tuple[Tree, os.stat_result, bytes]]:
     """Everything in the trees but directories, and what can't be read."""
     allow_depth()
+    excluder = reading.excluder()
     for tree in reading.trees:
         directories = Directories(tree.directory)
         stack = [b""]
         while stack:
             path = stack.pop()
             try:
-                with os.scandir(directories.open(path)) as listing:
+                directory = directories.open(path)
+                cache = not reading.caches and is_tag(directory) and not excluder.is_included(tree.name(path))
+                with os.scandir(directory) as listing:
                     for entry in listing:
                         name = os.fsencode(entry.name)
                         below = b"%b/%b" % (path, name) if path else name
-                        if excluded and excluded(tree.name(below)):
+                        if (cache and name != TAG) or excluder.pattern(tree.name(below)) is not None:
                             continue
                         if not entry.is_dir(follow_symlinks=False):
                             yield tree, entry.stat(follow_symlinks=False), below
@@ -134,12 +147,14 @@ def _walk(reading: Reading, excluded) -> Iterator[tuple[Tree, os.stat_result, by
 
 
 def _reading(sources: Sequence[Source], first: bytes, left_out: dict[tuple[int, int], str],
-             exclude: Sequence[str]) -> Reading:
+             exclude: Sequence[str], include: Sequence[str], caches: bool) -> Reading:
+    """What the workers are told."""
     trees = tuple(Tree(os.path.realpath(os.fsencode(s.directory)), os.fsencode(s.prefix.strip("/"))) for s in sources)
     mounts = frozenset(tree.name(path) for tree in trees for path, _ in _mounts_below(tree.directory))
     # What lies hidden below another source's mount point has that source's names: it must not replace its files.
     mounts |= {tree.prefix for tree in trees if tree.prefix}
-    return Reading(trees, first, mounts, left_out, tuple(exclude))
+    swaps = frozenset(_swap_files(trees))
+    return Reading(trees, first, mounts, left_out, swaps, tuple(exclude), tuple(include), caches)
 
 
 def _mounts_below(directory: bytes) -> Iterator[tuple[bytes, str]]:
@@ -159,46 +174,50 @@ def _mounts() -> Iterator[tuple[bytes, str, int]]:
         for line in lines:
             fields = line.split(b" ")
             major, _, minor = fields[2].partition(b":")
-            point = fields[4]
-            for code in (b"040", b"011", b"012", b"134"):
-                point = point.replace(b"\\" + code, bytes((int(code, 8),)))
-            yield point, fields[fields.index(b"-") + 1].decode(), os.makedev(int(major), int(minor))
+            yield _unescaped(fields[4]), fields[fields.index(b"-") + 1].decode(), os.makedev(int(major), int(minor))
 
 
-def _swap_files() -> Iterator[tuple[int, int]]:
-    with open("/proc/swaps") as lines:
-        for line in list(lines)[1:]:
-            path, kind = line.split()[:2]
-            if kind == "file":
-                try:
-                    status = os.stat(path.encode().decode("unicode_escape"))
-                except OSError:
-                    continue                   # as another mount namespace names it
+def _unescaped(path: bytes) -> bytes:
+    return re.sub(rb"\\(\d{3})", lambda code: bytes((int(code[1], 8),)), path)
+
+
+def _swap_files(trees: Iterable[Tree]) -> Iterator[tuple[int, int]]:
+    """Device and inode of the swap files that are in use, and of those in the fstab of what is backed up."""
+    with open("/proc/swaps", "rb") as lines:
+        paths = [fields[0] for fields in map(bytes.split, list(lines)[1:]) if fields[1] == b"file"]
+    for tree in trees:
+        with suppress(OSError), open(tree.directory + b"/etc/fstab", "rb") as lines:
+            paths += [tree.directory + fields[0] for fields in map(bytes.split, lines)
+                      if len(fields) > 2 and fields[2] == b"swap" and fields[0].startswith(b"/")]
+    for path in paths:
+        with suppress(OSError):                # as another mount namespace names it
+            status = os.stat(_unescaped(path))
+            if stat.S_ISREG(status.st_mode):
                 yield status.st_dev, status.st_ino
 
 
 # Writing
 
 def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str, bytes] | None = None, *,
-                 selection: Selection | None = None, exclude: Sequence[str] = (), level: int | None = None,
-                 volume_size: int = 0, workers: int | None = None) -> Iterator[Event]:
+                 selection: Selection | None = None, exclude: Sequence[str] = (), include: Sequence[str] = (),
+                 caches: bool = True, level: int | None = None, volume_size: int = 0,
+                 workers: int | None = None) -> Iterator[Event]:
     """Back up the sources to one file, or to volumes of volume_size bytes (NAME.001, ...).
 
     first: name and content of a member to be the very first; what lies at its path in the sources is left out.
-    selection: what select() counted, for the progress. exclude: fnmatch patterns on paths in the backup; "*" takes
-    "/", too. level: of zstd; None begins with the fastest and uses what time a slow destination leaves for higher
-    ones. The backup has its name only when it is whole. Files that can't be read as they were are Differences.
-    Raises DestinationFull, DestinationRefused.
+    selection: what select() counted, for the progress. exclude, include: patterns, see exclude.py; caches: False leaves
+    out what a CACHEDIR.TAG marks. level: of zstd; None begins with the fastest and uses what time a slow destination
+    leaves for higher ones. The backup has its name only when it is whole. Files that can't be read as they were are
+    Differences. Raises DestinationFull, DestinationRefused.
     """
     output = Output(destination, volume_size)
     try:
-        left_out = dict.fromkeys(_swap_files(), _SWAP) | {output.inode(): _ITSELF}
-        reading = _reading(sources, os.fsencode(first[0]) if first else b"", left_out, exclude)
+        left_out = {output.inode(): _ITSELF}
+        reading = _reading(sources, os.fsencode(first[0]) if first else b"", left_out, exclude, include, caches)
         yield from _mounted_elsewhere(reading)
-        setup = ([(t.directory, t.prefix) for t in reading.trees], reading.first, reading.mounts, left_out,
-                 reading.exclude)
-        with Crew("bootenv.collect:work", setup, workers) as crew:
-            yield from _Writing(reading, crew, output, selection or Selection(0, 0), level).events(first)
+        with Crew("bootenv.collect:work", astuple(reading), workers) as crew, \
+                closing(_Writing(reading, crew, output, selection or Selection(0, 0), level)) as writing:
+            yield from writing.events(first)
         output.commit()
     finally:
         output.abort()
@@ -220,6 +239,44 @@ class _Large(NamedTuple):
     archived: bytes
 
 
+class _Pump:
+    """A thread that does what may never end: a write to a disk or a server that is gone.
+
+    It isn't waited for at the end of the program, if it hangs.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ends: SimpleQueue[BaseException | None] = SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def do(self, task: Callable[[], None]) -> Iterator[float]:
+        """Returns when it is done, and raises what it raises; until then, now and then, the seconds so far."""
+        started = time.monotonic()
+        self._tasks.put(task)
+        while True:
+            try:
+                error = self._ends.get(timeout=_SECONDS_OF_SILENCE)
+            except Empty:
+                yield time.monotonic() - started
+                continue
+            if error:
+                raise error
+            return
+
+    def close(self) -> None:
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while task := self._tasks.get():
+            try:
+                task()
+            except BaseException as error:     # the other thread's to deal with
+                self._ends.put(error)
+            else:
+                self._ends.put(None)
+
+
 class _Writing:
     """One backup under way.
 
@@ -232,6 +289,7 @@ class _Writing:
         self._crew = crew
         self._output = output
         self._writer = Writer(output)
+        self._pump = _Pump()
         self._selection = selection
         self._adapts = level is None
         self._level = LEVELS[0] if level is None else level
@@ -250,11 +308,29 @@ class _Writing:
         self._held: dict[int, Message] = {}    # pieces that came before their turn
         self._next = 0                         # the piece to be written next
         self._unread: list[Difference] = []    # large files that couldn't be opened
+        self._excluded: Counter[str] = Counter()           # names that a pattern left out
         self._told = b""                       # the large file of which a difference was told
+
+    def close(self) -> None:
+        """What is read may be unmounted next, also when this ends early."""
+        for large in self._ends.values():
+            os.close(large.fd)
+        self._pump.close()
+
+    def _write(self, do: Callable[[], None]) -> Iterator[Progress]:
+        """What writes to the destination. Raises what it raises, and DestinationRefused when it takes too long."""
+        for waited in self._pump.do(do):
+            if waited >= _SECONDS_OF_PATIENCE:
+                self._output.give_up()
+                raise DestinationRefused(
+                    f"{self._output.destination.parent} has taken no data for {waited:.0f} seconds.",
+                    hint="Check the disk or network and its cable, then make the backup again.")
+            yield Progress("Waiting for the destination...", self._bytes, max(self._selection.bytes, self._bytes),
+                           "", "", self._files, max(self._selection.files, self._files))
 
     def events(self, first: tuple[str, bytes] | None) -> Iterator[Event]:
         if first:
-            self._writer.add(_first_frame(*first))
+            yield from self._write(partial(self._writer.add, _first_frame(*first)))
         for value, block in self._crew.run(self._walking()):
             yield from self._take(value, block)
         for value, block in self._crew.each(("flush", self._level)):
@@ -262,9 +338,13 @@ class _Writing:
         for value, block in self._crew.run(self._pieces()):
             yield from self._take_piece(value, block)
         yield from self._unread
-        yield from self._add_links()
-        self._add_directories()
-        self._writer.finish()
+        for pattern, count in sorted(self._excluded.items()):
+            yield Difference(pattern, f"{LISTED.get(pattern, ASKED)} ({count:,} name{'s' * (count != 1)})")
+        with closing(Collector(self._reading)) as collector:       # closed: what it reads is unmounted next
+            yield from self._add_links(collector)
+        yield from self._add_directories()
+        yield from self._write(self._writer.finish)
+        yield from self._write(self._output.sync)
         yield Progress("Backing up files...", self._bytes, self._bytes, "", "", self._files, self._files)
 
     # Small files
@@ -294,7 +374,7 @@ class _Writing:
         kind, *rest = value
         if kind == "frame":
             size, item, unpacked, files, records = rest
-            self._writer.add(Frame("m", block, unpacked, files, records))
+            yield from self._write(partial(self._writer.add, Frame("m", block, unpacked, files, records)))
             self._files += files
             self._bytes += size
             yield from self._progress(item)
@@ -302,7 +382,8 @@ class _Writing:
             self._again.add(bytes(block))
         else:
             self._unanswered -= 1
-            tree, directories, names, linked, large, lost, differences = rest
+            tree, directories, names, linked, large, lost, differences, excluded = rest
+            self._excluded.update(excluded)
             self._directories += [(tree, path) for path in directories]
             self._tasks += [("names", self._level, tree, path, more) for path, more in names]
             self._large += [(tree, path) for path in large]
@@ -337,6 +418,8 @@ class _Writing:
     def _adapt_level(self) -> None:
         since, waited = self._level_since
         now = time.monotonic()
+        if self._directories or self._tasks or self._large:
+            self._crew.grow()
         if self._adapts and now - since >= _SECONDS_OF_LEVEL:
             self._level = next_level(self._level, (self._output.seconds - waited) / (now - since))
             self._level_since = now, self._output.seconds
@@ -355,12 +438,14 @@ class _Writing:
                 continue
             placement = Placement(member)
             source = b"/proc/%d/fd/%d" % (os.getpid(), large.fd)
+            self._ends[number + max(placement.stored - 1, 0) // PIECE] = large
             for at in range(0, max(placement.stored, 1), PIECE):
                 end = min(at + PIECE, placement.stored)
+                if at % _AHEAD == 0:
+                    os.posix_fadvise(large.fd, at + (at and _AHEAD), _AHEAD + (0 if at else _AHEAD),
+                                     os.POSIX_FADV_WILLNEED)
                 last = end == placement.stored
-                if last:
-                    self._ends[number] = large
-                while number - self._next > 2 * len(self._crew):
+                while number - self._next > len(self._crew) + 2:
                     yield None                 # one is late: don't fill the memory with those behind it
                 yield ("piece", self._level, number, source, b"" if at else encode(member),
                        placement.between(at, end), at, member.size, last, archived)
@@ -388,7 +473,8 @@ class _Writing:
 
     def _write_piece(self, block: Block, number: int, why: str, stored: int, size: int, record: bytes, at: int,
                      archived: bytes) -> Iterator[Event]:
-        self._writer.add(Frame("+" if at else "m", block, size, 0 if at else 1, record, at, archived if at else b""))
+        frame = Frame("+" if at else "m", block, size, 0 if at else 1, record, at, archived if at else b"")
+        yield from self._write(partial(self._writer.add, frame))
         self._bytes += stored
         self._files += not at
         large = self._ends.pop(number, None)
@@ -403,8 +489,7 @@ class _Writing:
 
     # What comes last
 
-    def _add_links(self) -> Iterator[Event]:
-        collector = Collector(self._reading)
+    def _add_links(self, collector: Collector) -> Iterator[Event]:
         batch = Batch("h")
         instead: dict[bytes, bytes] = {}       # a file that was lost, and the name that it was read by after all
         for tree, path, target in _triples(self._links):
@@ -419,13 +504,14 @@ class _Writing:
             batch.add(Member(archived, "h", link=instead.get(target, target)))
             self._files += 1
             if batch.size >= BATCH:
-                self._writer.add(batch.frame(self._level))
+                yield from self._write(partial(self._writer.add, batch.frame(self._level)))
         if batch.size:
-            self._writer.add(batch.frame(self._level))
+            yield from self._write(partial(self._writer.add, batch.frame(self._level)))
 
-    def _add_directories(self) -> None:
+    def _add_directories(self) -> Iterator[Event]:
         for data in self._again.unpacked():
-            self._writer.add(Frame("d", pack(data, self._level), len(data), 0, b""))
+            frame = Frame("d", pack(data, self._level), len(data), 0, b"")
+            yield from self._write(partial(self._writer.add, frame))
 
 
 def next_level(level: int, waiting: float) -> int:
@@ -481,12 +567,39 @@ def list_backup(path: Path) -> Iterator[Record]:
     Raises BackupNotFound, DamagedBackup (also when the index is lost: restoring finds what is there).
     """
     with Volumes(path) as volumes:
-        index = Index(volumes)
-        if not index.whole:
-            raise DamagedBackup("The backup's index is lost, so it can't be listed.",
-                                hint="What is left of the backup can be restored.")
-        for _, records in index.members():
+        for _, records in _whole_index(volumes).members():
             yield from (record for record in records if record.kind != "+")
+
+
+def _whole_index(volumes: Volumes) -> Index:
+    index = Index(volumes)
+    if not index.whole:
+        raise DamagedBackup("The backup's index is lost, so it can't be listed.",
+                            hint="What is left of the backup can be restored.")
+    return index
+
+
+class Entry(NamedTuple):
+    """A name in a directory of a backup."""
+
+    name: bytes
+    kind: str                  # as a Member's
+    size: int                  # bytes, of a file
+
+
+def list_directory(path: Path, directory: bytes) -> list[Entry]:
+    """What lies directly in a directory of the backup (b"" is its root), directories first.
+
+    The index is searched, not parsed: it may have millions of records. Raises as list_backup() does.
+    """
+    above = directory and directory + b"/"
+    record = re.compile(rb"(?:\A|\0)([fdlhcbp]) \d+ \d+ [0-9a-f]{8} \d+ [0-9a-f-]+ (\d+) " + re.escape(above)
+                        + rb"([^/\0]+)(?=\0|\Z)")
+    with Volumes(path) as volumes:
+        index = _whole_index(volumes)
+        found = {name: Entry(name, kind.decode(), int(size))
+                 for _, records in index.groups() for kind, size, name in record.findall(records)}
+    return sorted(found.values(), key=lambda entry: (entry.kind != "d", entry.name))
 
 
 def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
@@ -494,24 +607,25 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
 
     Raises BackupNotFound, DamagedBackup.
     """
-    with Volumes(path) as volumes:
+    # The workers first: they start while the index is read.
+    with Volumes(path) as volumes, Crew("bootenv.extract:check", (str(path),), workers) as crew:
         index = Index(volumes)
         yield from _whole(volumes, index)
-        total = sum(place.size for place in index.frames())
-        total_files = sum(place.files for place in index.frames())
-        done = files = 0
+        total = total_files = done = files = 0
+        for place in index.frames():
+            total += place.size
+            total_files += place.files
         pace = _Pace()
-        with Crew("bootenv.extract:check", (str(path),), workers) as crew:
-            for (_, place, whole, lost, item), _ in crew.run(_with_records(volumes, index)):
-                place = Place(*place)
-                done += place.size
-                files += place.files
-                for name in lost:
-                    yield Difference(os.fsdecode(name), "It is damaged in the backup.")
-                if not whole and not lost:
-                    yield Difference(f"frame {place.seq}", _damage_without_loss(place, index))
-                if pace.due():
-                    yield Progress("Verifying the backup...", done, total, os.fsdecode(item), "", files, total_files)
+        for (_, fields, whole, lost, item), _ in crew.run(_with_records(volumes, index)):
+            place = Place(*fields)
+            done += place.size
+            files += place.files
+            for name in lost:
+                yield Difference(os.fsdecode(name), "It is damaged in the backup.")
+            if not whole and not lost:
+                yield Difference(f"frame {place.seq}", _damage_without_loss(place, index))
+            if pace.due():
+                yield Progress("Verifying the backup...", done, total, os.fsdecode(item), "", files, total_files)
         yield Progress("Verifying the backup...", done, total, "", "", files, total_files)
 
 
@@ -563,16 +677,15 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
     """
     if not anywhere and not os.path.ismount(target):
         raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
-    with Volumes(path) as volumes:
+    wanted = tuple(os.fsencode(name.strip("/")) for name in only)
+    devices = frozenset(device for _, kind, device in _mounts() if kind in _FOREIGN)
+    directory = os.fsencode(target)
+    # The workers start while the index is read. All are closed at once at the end: the target is unmounted next.
+    with Volumes(path) as volumes, closing(Extractor(None, directory, devices, wanted)) as extractor, \
+            Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
         index = Index(volumes)
         yield from _whole(volumes, index)
-        wanted = tuple(os.fsencode(name.strip("/")) for name in only)
-        devices = frozenset(device for _, kind, device in _mounts() if kind in _FOREIGN)
-        directory = os.fsencode(target)
-        # Closed at once: the target is unmounted next.
-        with closing(Extractor(None, directory, devices, wanted)) as extractor, \
-                Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
-            yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
+        yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
 
 
 class _Journal:
@@ -630,7 +743,8 @@ class _Restoring:
         self._extractor = extractor
         self._journal = journal
         self._pace = _Pace()
-        self._wanted = _frames_of(index, only) if only and index.whole else None
+        self._missing = set(only) if index.whole else set()
+        self._wanted = self._frames_of(only) if only and index.whole else None
         self._total = sum(place.size for place in self._frames("m+h"))
         self._total_files = sum(place.files for place in self._frames("m+h"))
         self._done = self._files = 0
@@ -641,6 +755,8 @@ class _Restoring:
         self._flags: list[tuple[bytes, str]] = []
 
     def events(self) -> Iterator[Event]:
+        for path in sorted(self._missing):
+            yield Difference(os.fsdecode(path), "It is not in the backup.")
         if not self._only_root():
             yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         for value, _ in self._crew.run(self._members()):
@@ -659,6 +775,19 @@ class _Restoring:
     @staticmethod
     def _only_root() -> bool:
         return os.geteuid() == 0
+
+    def _frames_of(self, only: tuple[bytes, ...]) -> set[int]:
+        """The frames that hold these paths, or what is below them."""
+        found = set()
+        needles = [b" " + path + end for path in only for end in (b"\0", b"/")]
+        for seq, text in self._index.groups():
+            if b"" not in only and not any(needle in text + b"\0" for needle in needles):
+                continue                       # most are looked at no closer
+            for record in parse_records(text):
+                if is_wanted(record.path, only):
+                    found.add(seq)
+                    self._missing -= {path for path in self._missing if is_wanted(record.path, (path,))}
+        return found
 
     def _frames(self, kinds: str) -> Iterator[Place]:
         for place in self._index.frames():
@@ -776,8 +905,3 @@ class _Restoring:
             for record in records:
                 if record.kind == "d":
                     yield Difference(os.fsdecode(record.path), "Its owner, mode and times are damaged in the backup.")
-
-
-def _frames_of(index: Index, only: tuple[bytes, ...]) -> set[int]:
-    """The frames that hold these paths, or what is below them."""
-    return {seq for seq, records in index.members() if any(is_wanted(r.path, only) for r in records)}

@@ -7,25 +7,25 @@ costs that file alone.
 
 import errno
 import fcntl
-import fnmatch
-import hashlib
 import os
-import re
-import stat
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
+from stat import S_ISREG
+from typing import Any
 
 from bootenv.archive import Frame, member_record, pack
 from bootenv.crew import Message
 from bootenv.directories import Directories, allow_depth
-from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, from_stat, kind_of, padding
+from bootenv.exclude import TAG, TAGGED, Excluder, is_tag
+from bootenv.member import BLOCK, FLAGS, Extent, Member, encode, encode_plain, from_stat, kind_of, swap_extents
 
 BATCH = 2**20                  # members are gathered to this size, so that damage is bounded
 PIECE = 2 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
+_ROOM = BATCH + PIECE + 2**16   # of a batch's buffer: full but for a byte, then the largest small file
 AHEAD = 16                     # files opened before they are read, so that the disk has more than one to fetch
 MANY = 2000                    # names of a directory that one worker takes; the rest is for all of them
 MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are stored as zeros
@@ -33,12 +33,14 @@ MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are sto
 VANISHED = "It vanished while the backup was made."
 CHANGED = "It changed while it was read; the backup holds what was read."
 REPLACED = "It was replaced by something else while the backup was made."
+SWAP = "The pages in a swap file are not backed up; it comes back empty."
 SOCKET = "A socket is made anew by its program; it is not in the backup."
 
 # O_NONBLOCK: a name that becomes a fifo must not stop the backup. O_NOATIME: reading must leave no trace.
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _GETFLAGS = 0x80006601 | struct.calcsize("l") << 16        # FS_IOC_GETFLAGS is _IOR('f', 1, long)
 _NO_FLAGS = bytes(8)
+_ZEROS = bytes(BLOCK)
 _ENCODING = sys.getfilesystemencoding()
 
 
@@ -61,18 +63,14 @@ class Reading:
     trees: tuple[Tree, ...]
     first: bytes                                       # path in the backup of the caller's member, b"" for none
     mounts: frozenset[bytes]                           # paths in the backup where another file system begins
-    left_out: Mapping[tuple[int, int], str]            # device and inode, and why: the backup itself, swap files
-    exclude: tuple[str, ...] = ()                      # patterns of fnmatch on the path in the backup
+    left_out: Mapping[tuple[int, int], str]            # device and inode, and why: the backup itself
+    swaps: frozenset[tuple[int, int]] = frozenset()    # device and inode of swap files: only their headers are kept
+    exclude: tuple[str, ...] = ()                      # patterns, see exclude.py
+    include: tuple[str, ...] = ()
+    caches: bool = True                                # False: what a CACHEDIR.TAG marks is left out
 
-    def excluded(self) -> Callable[[bytes], object] | None:
-        """Is this path in the backup left out by its name? None: none is."""
-        patterns = [fnmatch.translate(pattern) for pattern in self.exclude]
-        if self.first:
-            patterns.append(re.escape(os.fsdecode(self.first)) + r"\Z")
-        if not patterns:
-            return None
-        match = re.compile("|".join(patterns)).match
-        return lambda path: match(os.fsdecode(path))
+    def excluder(self) -> Excluder:
+        return Excluder(self.exclude, self.include, self.first)
 
 
 # Looking at one file
@@ -105,6 +103,14 @@ def flags_of(fd: int) -> str:
         return _letters(fcntl.ioctl(fd, _GETFLAGS, _NO_FLAGS))
     except OSError:                            # the file system has none
         return ""
+
+
+def has_more(fd: int) -> bool:
+    """Are there extended attributes or flags?"""
+    try:
+        return bool(os.listxattr(fd) or _letters(fcntl.ioctl(fd, _GETFLAGS, _NO_FLAGS)))
+    except OSError:                            # one of them is unknown to the file system; the other may be there
+        return True
 
 
 @lru_cache(maxsize=64)
@@ -151,29 +157,28 @@ def _fewer(extents: list[Extent]) -> list[Extent]:
     return extents
 
 
-def read_range(fd: int, offset: int, length: int) -> tuple[bytes, str]:
-    """Exactly so many bytes, zeros for those that can't be had, and why some can't ("" if none)."""
-    data = b""
-    with suppress(OSError):                    # what follows deals with it
-        data = os.pread(fd, length, offset)
-    if len(data) == length:
-        return data, ""
+def read_into(view: memoryview, fd: int, offset: int) -> str:
+    """As many bytes as the view has, zeros for those that can't be had; returns why some can't, "" if none."""
+    try:
+        if os.preadv(fd, (view,), offset) == len(view):
+            return ""
+    except OSError:
+        pass                                   # what follows deals with it
     why = ""
-    pieces = []
-    end = offset + length
-    while offset < end:
+    at = 0
+    while at < len(view):
         try:
             # After an error block by block, so that a bad sector costs itself and no more.
-            piece = os.pread(fd, min(end - offset, BLOCK * 8) if why else end - offset, offset)
+            count = os.preadv(fd, (view[at:at + BLOCK * 8] if why else view[at:],), offset + at)
         except OSError as error:
             why = f"Not all of it can be read ({os.strerror(error.errno or errno.EIO)}); zeros are in its place."
-            piece = bytes(min(end - offset, BLOCK * 8 - offset % (BLOCK * 8)))
-        if not piece:                          # it shrank
-            pieces.append(bytes(end - offset))
-            return b"".join(pieces), why or CHANGED
-        pieces.append(piece)
-        offset += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces), why
+            count = min(len(view) - at, BLOCK * 8 - (offset + at) % (BLOCK * 8))
+            view[at:at + count] = bytes(count)
+        if not count:                          # it shrank
+            view[at:] = bytes(len(view) - at)
+            return why or CHANGED
+        at += count
+    return why
 
 
 def unread(error: OSError) -> str:
@@ -191,14 +196,18 @@ def changed(before: os.stat_result, after: os.stat_result) -> bool:
 # Members gathered into a frame
 
 class Batch:
-    """Members on their way into one frame."""
+    """Members on their way into one frame.
+
+    They are put together in one buffer that is used again for the next frame, and small files are read straight into
+    it: memory that is asked for and given back for each file costs more than the reading.
+    """
 
     def __init__(self, kind: str = "m") -> None:
         self._kind = kind
+        self._buffer = memoryview(bytearray(_ROOM))
         self._clear()
 
     def _clear(self) -> None:
-        self._parts: list[bytes] = []
         self._records: list[bytes] = []
         self.size = 0
         self.files = 0
@@ -208,21 +217,57 @@ class Batch:
     def add(self, member: Member, content: bytes = b"") -> bytes:
         """Returns the member's headers."""
         head = encode(member)
-        digest = hashlib.sha256(content).hexdigest() if content else "-"
-        self._records.append(
-            member_record(member.kind, self.size, head, len(content), digest, member.size, member.path))
-        fill = padding(len(content))
-        self._parts += (head, content, bytes(fill)) if content else (head,)
-        self.size += len(head) + len(content) + fill
-        self.files += member.kind != "d"
-        self.bytes += len(content)
-        self.item = member.path
+        at = self._begin(head, len(content))
+        self._buffer[at:at + len(content)] = content
+        self._end(member.kind, head, at, len(content), member.size, member.path)
         return head
+
+    def add_file(self, head: bytes, path: bytes, size: int, fd: int) -> str:
+        """A file without holes, read from its descriptor; returns why it isn't as it was, "" if it is."""
+        at = self._begin(head, size)
+        why = read_into(self._buffer[at:at + size], fd, 0) if size else ""
+        self._end("f", head, at, size, size, path)
+        return why
+
+    def add_piece(self, head: bytes, path: bytes, size: int, fd: int, extents: Sequence[Extent], *,
+                  last: bool) -> str:
+        """What lies there of a file of so many bytes; without a head it is more of one that began in another frame."""
+        stored = sum(length for _, length in extents)
+        at = start = self._begin(head, stored)
+        if not last:
+            self.size = start + stored         # what fills the last block comes with the last piece
+        whys = []
+        for offset, length in extents:
+            whys.append(read_into(self._buffer[at:at + length], fd, offset))
+            at += length
+        self._end("f" if head else "+", head, start, stored, size, path)
+        return next(filter(None, whys), "")
+
+    def _begin(self, head: bytes, size: int) -> int:
+        """Where the content goes."""
+        at = self.size
+        content = at + len(head)
+        fill = content + size
+        self.size = end = fill + (-size % BLOCK)
+        if end > len(self._buffer):
+            buffer = memoryview(bytearray(2 * end))
+            buffer[:at] = self._buffer[:at]
+            self._buffer = buffer
+        self._buffer[at:content] = head
+        self._buffer[fill:end] = _ZEROS[:end - fill]
+        return content
+
+    def _end(self, kind: str, head: bytes, at: int, stored: int, size: int, path: bytes) -> None:
+        digest = sha256(self._buffer[at:at + stored]).hexdigest() if stored else "-"
+        self._records.append(member_record(kind, at - len(head), head, stored, digest, size, path))
+        self.files += kind != "d"
+        self.bytes += stored
+        self.item = path
 
     def frame(self, level: int) -> Frame:
         """What was gathered, and begin anew."""
-        data = b"".join(self._parts)
-        frame = Frame(self._kind, pack(data, level), len(data), self.files, b"".join(self._records))
+        frame = Frame(self._kind, pack(self._buffer[:self.size], level), self.size, self.files,
+                      b"".join(self._records))
         self._clear()
         return frame
 
@@ -239,6 +284,7 @@ class Found:
     large: list[bytes]                         # more than a frame holds
     lost: list[bytes]                          # several names, and this one can't be read
     differences: list[tuple[bytes, str]]
+    excluded: dict[str, int]                   # a pattern, and how many names it left out
 
 
 class Collector:
@@ -251,15 +297,22 @@ class Collector:
     def __init__(self, reading: Reading):
         allow_depth()
         self._trees = reading.trees
-        self._excluded = reading.excluded()
+        self._excluder = reading.excluder()
+        self._caches = reading.caches
         self._left_out = reading.left_out
+        self._swaps = reading.swaps
+        self._noted = {inode for _, inode in (*reading.left_out, *reading.swaps)}
         self._mounts = reading.mounts
         self._prefixes = {tree.prefix for tree in reading.trees}
         self._directories = [Directories(tree.directory) for tree in reading.trees]
         self._batch = Batch()
         self._again: list[bytes] = []          # headers of directories, to be repeated at the end
-        self._found = Found([], [], [], [], [], [])
+        self._found = Found([], [], [], [], [], [], {})
         self._piece_of: tuple[bytes, int] = (b"", -1)
+
+    def close(self) -> None:
+        for directories in self._directories:
+            directories.close()
 
     def __call__(self, task: tuple) -> Iterator[Message]:
         kind, level, *rest = task
@@ -269,7 +322,7 @@ class Collector:
         if kind == "flush":
             yield from self._flush(level)
             return
-        self._found = Found([], [], [], [], [], [])
+        self._found = Found([], [], [], [], [], [], {})
         if kind == "walk":
             yield from self._walk(level, *rest)
         elif kind == "names":
@@ -303,14 +356,19 @@ class Collector:
             except OSError as error:
                 self._differs(name, unread(error))
                 continue
+            if not self._caches and self._is_cache(directory, name, entries):
+                entries = [entry for entry in entries if entry[1] == TAG]
+            below, archived = path and path + b"/", name and name + b"/"
+            if self._excluder.concerns(name):
+                entries = [entry for entry in entries if not self._excluded(archived + entry[1])]
             for start in range(MANY, len(entries), MANY):
                 self._found.names.append((path, b"\0".join([e[1] for e in entries[start:start + MANY]])))
-            below, archived = path and path + b"/", name and name + b"/"
             for start in range(0, min(len(entries), MANY), AHEAD):
                 group = entries[start:start + AHEAD]
-                opened = [kind == "f" and self._open_ahead(directory, entry, archived) for _, entry, kind in group]
+                opened = [self._open_ahead(directory, entry) if kind == "f" else -1 for _, entry, kind in group]
                 for (_, entry, kind), fd in zip(group, opened, strict=True):
-                    self._entry(directory, entry, below + entry, archived + entry, kind, fd or -1)
+                    if fd < 0 or not self._plain(fd, archived + entry):
+                        self._entry(directory, entry, below + entry, archived + entry, kind, fd)
                     if self._batch.size >= BATCH:
                         yield from self._flush(level)
 
@@ -339,6 +397,19 @@ class Collector:
         if any(why != CHANGED for _, why in self._found.differences[before:]):
             self._found.lost.append(self._trees[tree].name(path))
 
+    def _excluded(self, archived: bytes) -> bool:
+        pattern = self._excluder.pattern(archived)
+        if pattern:
+            self._found.excluded[pattern] = self._found.excluded.get(pattern, 0) + 1
+        return pattern is not None
+
+    def _is_cache(self, directory: int, name: bytes, entries: list[tuple[int, bytes, str]]) -> bool:
+        tagged = any(entry == TAG for _, entry, _ in entries) and is_tag(directory)
+        if not tagged or self._excluder.is_included(name):
+            return False
+        self._differs(name, TAGGED)
+        return True
+
     def _directory(self, fd: int, name: bytes, path: bytes) -> None:
         member = from_stat(name, os.fstat(fd), xattrs_of(fd), flags_of(fd))
         head = self._batch.add(member)
@@ -346,16 +417,35 @@ class Collector:
         if not path or name not in self._prefixes:
             self._again.append(head)
 
-    def _open_ahead(self, directory: int, name: bytes, above: bytes) -> int:
+    @staticmethod
+    def _open_ahead(directory: int, name: bytes) -> int:
         """A file's descriptor, and its content on the way into memory while those before it are dealt with."""
         try:
-            if self._excluded and self._excluded(above + name):
-                return -1
             fd = open_file(name, directory)
             os.posix_fadvise(fd, 0, PIECE, os.POSIX_FADV_WILLNEED)
         except OSError:                        # _entry() comes upon it again, and names it
             return -1
         return fd
+
+    def _plain(self, fd: int, archived: bytes) -> bool:
+        """The way of most files, all at once: True if this one is in the batch, and closed."""
+        status = os.fstat(fd)
+        size = status.st_size
+        if (status.st_nlink != 1 or size > PIECE or status.st_blocks * 512 < size or not S_ISREG(status.st_mode)
+                or status.st_ino in self._noted or has_more(fd)):
+            return False
+        head = encode_plain(archived, status)
+        if not head:
+            return False
+        why = self._batch.add_file(head, archived, size, fd)
+        if size:
+            after = os.fstat(fd)
+            if after.st_mtime_ns != status.st_mtime_ns or after.st_size != size:
+                why = why or CHANGED
+        if why:
+            self._differs(archived, why)
+        os.close(fd)
+        return True
 
     def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: str, fd: int = -1,
                alone: bool = True) -> None:
@@ -363,8 +453,6 @@ class Collector:
 
         alone: several names make it one for the main process, which knows the names that others found.
         """
-        if self._excluded and self._excluded(archived):
-            return
         try:
             if kind == "?":
                 kind = kind_of(os.lstat(name, dir_fd=directory))
@@ -380,10 +468,12 @@ class Collector:
     def _file(self, fd: int, path: bytes, archived: bytes, alone: bool) -> None:
         try:
             status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
+            if not S_ISREG(status.st_mode):
                 self._differs(archived, REPLACED)
             elif self._elsewhere(status, path, archived, alone):
                 pass
+            elif (status.st_dev, status.st_ino) in self._swaps:
+                self._swap(fd, status, archived)
             elif status.st_size > PIECE:
                 self._found.large.append(path)
             else:
@@ -405,14 +495,18 @@ class Collector:
     def _small(self, fd: int, status: os.stat_result, archived: bytes) -> None:
         size = status.st_size
         extents = extents_of(fd, status) if status.st_blocks * 512 < size else None
-        content, why = b"", ""
-        if size:
-            content, why = read_range(fd, 0, size) if extents is None else read_extents(fd, extents)
-            if not why and changed(status, os.fstat(fd)):
-                why = CHANGED
-            if why:
-                self._differs(archived, why)
-        self._batch.add(from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents), content)
+        member = from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents)
+        why = self._batch.add_piece(encode(member), archived, size, fd, extents or ((0, size),), last=True)
+        if size and not why and changed(status, os.fstat(fd)):
+            why = CHANGED
+        if why:
+            self._differs(archived, why)
+
+    def _swap(self, fd: int, status: os.stat_result, archived: bytes) -> None:
+        """A swap file's size, and the page with its UUID and label: what it takes to make it anew."""
+        extents = swap_extents(status.st_size)
+        head = encode(from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents))
+        self._differs(archived, self._batch.add_piece(head, archived, status.st_size, fd, extents, last=True) or SWAP)
 
     def _special(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
         status = os.lstat(name, dir_fd=directory)
@@ -434,19 +528,13 @@ class Collector:
             if self._piece_of[1] >= 0:
                 os.close(self._piece_of[1])
             self._piece_of = (source, os.open(source, os.O_RDONLY | os.O_CLOEXEC))
-        content, why = read_extents(self._piece_of[1], extents)
-        record = member_record("f" if head else "+", 0, head, len(content), hashlib.sha256(content).hexdigest(),
-                               size, archived)
-        data = b"".join((head, content, bytes(padding(len(content))) if last else b""))
-        yield ("piece", number, why, len(content), len(data), record, at, archived), pack(data, level)
+        why = self._batch.add_piece(head, archived, size, self._piece_of[1], extents, last=last)
+        stored = self._batch.bytes
+        frame = self._batch.frame(level)
+        yield ("piece", number, why, stored, frame.size, frame.records, at, archived), frame.packed
 
     def _differs(self, path: bytes, why: str) -> None:
         self._found.differences.append((path, why))
-
-
-def read_extents(fd: int, extents: list[Extent] | tuple[Extent, ...]) -> tuple[bytes, str]:
-    pieces = [read_range(fd, offset, length) for offset, length in extents if length]
-    return b"".join(data for data, _ in pieces), next((why for _, why in pieces if why), "")
 
 
 def _type(entry: os.DirEntry) -> str:
@@ -457,7 +545,6 @@ def _type(entry: os.DirEntry) -> str:
     return "l" if entry.is_symlink() else "?"
 
 
-def work(trees: list[tuple[bytes, bytes]], first: bytes, mounts: frozenset[bytes],
-         left_out: dict[tuple[int, int], str], exclude: tuple[str, ...]) -> Collector:
-    """Begin as a worker process; see crew."""
-    return Collector(Reading(tuple(Tree(*t) for t in trees), first, mounts, left_out, exclude))
+def work(trees: tuple[tuple[bytes, bytes], ...], *rest: Any) -> Collector:
+    """Begin as a worker process, with the fields of a Reading; see crew."""
+    return Collector(Reading(tuple(Tree(*tree) for tree in trees), *rest))

@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -32,6 +33,7 @@ _SLOTS = 3                                     # blocks of a worker that wait fo
 _SLOT = 3 * 2**20                              # bytes; what is larger goes through the pipe
 _DEPTH = 2                                     # tasks that a worker has in hand, so that it never waits for the next
 _PIPE = 2**20
+_SECONDS_OF_CREW = 0.15        # until it is looked at again whether more workers would help
 # glibc gives each block above 128 KB back to the kernel at once, and then the pages of the next one have to be cleared
 # and mapped again: a third of the system time. Frames come and go, so the memory stays about as large all the same.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "67108864"}
@@ -45,9 +47,12 @@ class WorkerFailed(AsrError):
     untouched = ""
 
 
+MOST = 6                       # workers; more would take more memory than the engine may, which is 256 MiB in all
+
+
 def workers() -> int:
-    """One for each core; more than six would take more memory than the engine may, which is 256 MiB in all."""
-    return min(len(os.sched_getaffinity(0)), 6)
+    """One for each core."""
+    return min(len(os.sched_getaffinity(0)), MOST)
 
 
 class Crew:
@@ -57,6 +62,8 @@ class Crew:
         self._setup = (*work.split(":"), *setup)
         self._members: list[_Member] = []
         self._count = count or workers()
+        self._grows = not count
+        self._looked = 0.0
 
     def __enter__(self) -> Self:
         try:
@@ -72,7 +79,22 @@ class Crew:
             member.stop()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._members)
+
+    def grow(self) -> None:
+        """Two more, if those that are there mostly wait for a disk: it has time for more than one at once.
+
+        To be called now and then, while there is work for more.
+        """
+        now = time.monotonic()
+        passed = now - self._looked
+        if not self._grows or len(self) >= MOST or passed < _SECONDS_OF_CREW:
+            return
+        # Not all at the first look: what was before it is the start.
+        waited = [member.waited() for member in self._members]
+        if self._looked and sum(waited) > 0.5 * passed * len(self):
+            self._members += [_Member(self._setup) for _ in range(min(2, MOST - len(self)))]
+        self._looked = now
 
     def run(self, tasks: Iterator[Task | None]) -> Iterator[Message]:
         """Hand out the tasks to whoever is free, and yield what comes back, in no order.
@@ -171,7 +193,18 @@ class _Member:
             os.close(theirs)
             os.close(back)
         self.busy = 0
+        self._known = time.monotonic(), 0.0
         _send(self._tasks, setup)
+
+    def waited(self) -> float:
+        """Seconds since the last call in which it neither ran nor waited for a core."""
+        try:
+            with open(f"/proc/{self._process.pid}/schedstat") as numbers:
+                ran, queued, _ = map(int, numbers.read().split())
+        except (OSError, ValueError):          # a kernel that doesn't count
+            return 0.0
+        before, self._known = self._known, (time.monotonic(), (ran + queued) / 1e9)
+        return (self._known[0] - before[0]) - (self._known[1] - before[1])
 
     def send(self, task: Task) -> None:
         self.busy += 1

@@ -8,14 +8,15 @@ lsattr). Names are bytes, times are integers in nanoseconds: floats and text los
 import os
 import stat
 import struct
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
+from zlib import adler32
 
 BLOCK = 512
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Letters of lsattr(1) for the FS_*_FL bits of linux/fs.h that can be set again. What a file system shows for
 # itself (extents, index, inline data, verity, encryption) is left out.
@@ -87,25 +88,40 @@ def stored_size(member: Member) -> int:
     return member.size if member.extents is None else sum(length for _, length in member.extents)
 
 
+def swap_extents(size: int) -> tuple[Extent, ...]:
+    """What is kept of a swap file: its first page, where its UUID and label are."""
+    return ((0, _PAGE), (size, 0))
+
+
+def is_swap(member: Member, content: bytes | memoryview) -> bool:
+    """Is it a swap file of which only the first page was kept? It needs all its blocks: swapon(8) takes no holes."""
+    return member.extents == swap_extents(member.size) and content[_PAGE - 10:_PAGE] == b"SWAPSPACE2"
+
+
 def encode(member: Member) -> bytes:
     """The blocks that stand before the member's content: pax header, ustar header and, with holes, their map."""
-    return _encode_plain(member) or _encode_any(member)
-
-
-def _encode_plain(member: Member) -> bytes:
-    """Most files: nothing in their pax header but times of this age. All at once, for it is done for each file."""
     path, kind, mode, uid, gid, mtime, atime, size, _, _, xattrs, flags, extents = member
-    if kind != "f" or xattrs or flags or extents is not None or len(path) >= 100 or not path.isascii():
-        return b""
-    if uid >= _MAX_OCTAL7 or gid >= _MAX_OCTAL7 or size >= _MAX_OCTAL11:
-        return b""
-    if not (_NOW <= mtime < 10 * _NOW and _NOW <= atime < 10 * _NOW):
+    if kind == "f" and not xattrs and not flags and extents is None:
+        return _encode_plain(path, mode, uid, gid, size, mtime, atime) or _encode_any(member)
+    return _encode_any(member)
+
+
+def encode_plain(path: bytes, status: os.stat_result) -> bytes:
+    """encode() of a file that has no holes, extended attributes or flags; b"" if its headers aren't plain."""
+    return _encode_plain(path, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_size,
+                         status.st_mtime_ns, status.st_atime_ns)
+
+
+def _encode_plain(path: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, atime: int) -> bytes:
+    """Most files: nothing in their pax header but times of this age. All at once, for it is done for each file."""
+    if not (len(path) < 100 and path.isascii() and uid < _MAX_OCTAL7 and gid < _MAX_OCTAL7 and size < _MAX_OCTAL11
+            and _NOW <= mtime < 10 * _NOW and _NOW <= atime < 10 * _NOW):
         return b""
     seconds, fraction = divmod(mtime, 10**9)
     head = b"%b%b%011o\0%011o\0" % (path.ljust(100, b"\0"), _owner(mode, uid, gid), size, seconds)
     pax, end, end_sum = _plain_parts()
     return b"%b30 mtime=%d.%09d\n30 atime=%d.%09d\n%b%b%06o\0 %b" % (
-        pax, seconds, fraction, *divmod(atime, 10**9), _PLAIN_FILL, head, _byte_sum(head) + end_sum, end)
+        pax, seconds, fraction, *divmod(atime, 10**9), _PLAIN_FILL, head, (adler32(head) & 0xFFFF) - 1 + end_sum, end)
 
 
 @lru_cache(maxsize=1)
@@ -269,7 +285,7 @@ def _pax(records: bytes) -> bytes:
 def _byte_sum(part: bytes, *more: bytes) -> int:
     # Adler-32's low half is 1 + the sum of the bytes modulo 65521, and no header's bytes add up to that much
     # (two names of 100 bytes and octal digits); it takes a tenth of the time of sum().
-    total = (zlib.adler32(part) & 0xFFFF) - 1
+    total = (adler32(part) & 0xFFFF) - 1
     return total + _byte_sum(*more) if more else total
 
 

@@ -15,21 +15,22 @@ from pathlib import Path
 from . import backup
 from .asr_disk import SIF, check_writable, inside, read_asr_disk, write_asr_disk
 from .backup import Selection, Source, read_first, verify_backup, write_backup
-from .bootloader import RECOVERY, recovery_mount
+from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
+from .bootloader import ROOM as MINIMAL_ROOM
+from .check import LOSS, NOT_RECOVERABLE, Finding, check, critical_part, recoverable_part
 from .errors import AsrDiskUnwritable, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
 from .events import Difference, Event, Progress
+from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
-from .plan import SUPPORTED, plan
+from .plan import plan
 from .probe import mount_table, os_release, probe
 from .run import LOG, ROOT, STATE, log, run
 from .sif import AsrSet, BackupReference, new_id, now, write_sif
+from .snapshot import held_still
 
 REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
-_CRITICAL = ("/", "/boot", "/boot/efi", "/efi", "/usr", "/var", "/etc")
+HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
 _SOURCES = STATE / "sources"
-# A minimal OS that a power cut left behind: it would come back in the place of the one that restores it.
-_EXCLUDE = tuple(pattern for folder in ("", "boot/") for pattern in (folder + RECOVERY, f"{folder}{RECOVERY}/*"))
-_MINIMAL_OS = 256 * 2**20              # bytes that the minimal OS needs beside all files
 _READABLE = ("disk", "part", "rom")    # kinds of devices that the recovery medium mounts by itself
 _SUFFIX = ".tar.zst"
 _LEAST_FREE = 64 * 2**20               # bytes; less holds no system's backup
@@ -43,6 +44,14 @@ class Survey:
     draft: AsrSet                      # without set id and backup
     left_out: tuple[Difference, ...]   # what recovery will not bring back, and why
     used: int                          # bytes in the file systems to back up: the estimate of size
+    findings: tuple[Finding, ...] = ()         # what `asr check` says
+    exclude: tuple[str, ...] = ()      # patterns, see exclude.py; the listed ones come on top
+    include: tuple[str, ...] = ()
+
+    @property
+    def excluding(self) -> Excluding:
+        exclude = (*_excluded(self.draft.layout), *LISTED, *self.exclude)
+        return {"exclude": exclude, "include": self.include, "caches": False}
 
 
 @dataclass(frozen=True)
@@ -61,59 +70,65 @@ def survey() -> Survey:
         raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
                         hint="Run it again with sudo.")
     everything = probe()
-    layout = with_mount_points(critical_part(everything))
+    findings = check(everything, mount_table())
+    if bad := next((f for f in findings if f.verdict == NOT_RECOVERABLE), None):
+        raise Unsupported(f"{bad.device}: {bad.why}", hint="asr check lists what keeps this computer from recovery.")
+    layout = recoverable_part(critical_part(everything))
+    firmware = "uefi" if Path("/sys/firmware/efi").is_dir() else "bios"
+    loader = loader_of(ROOT, layout, firmware)
+    layout = with_recovery_mount(with_boot_code(with_mount_points(layout), firmware, loader))
+    check_minimal(layout, firmware)
+    _check_room(layout, firmware)
     plan(layout)                       # what can't be made again must be known now, not after the disaster
-    _check_boot(layout)
     draft = AsrSet(
         id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
-        kernel=os.uname().release, architecture=os.uname().machine,
-        firmware="uefi" if Path("/sys/firmware/efi").is_dir() else "bios",
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), layout=layout,
+        kernel=os.uname().release, architecture=os.uname().machine, firmware=firmware,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), layout=layout, loader=loader,
     )
-    if draft.firmware != "bios":
-        raise Unsupported("This computer starts by UEFI, which this version cannot recover yet.")
-    used = sum(_used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts)
-    return Survey(draft, (*left_out(everything, layout), *hidden(layout)), used)
+    used = sum({mount.filesystem: _used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts}.values())
+    losses = (Difference(f.device, f.why) for f in findings if f.verdict == LOSS)
+    return Survey(draft, (*losses, *hidden(layout)), used, findings, _left_out_snapshots(everything, layout))
 
 
-def _check_boot(layout: Layout) -> None:
+def _left_out_snapshots(everything: Layout, layout: Layout) -> tuple[str, ...]:
+    """Patterns of the btrfs snapshots that are seen in the mounts: they would come back as folders, each in full."""
+    kept = {(s.filesystem, s.path) for s in layout.subvolumes}
+    paths = [os.path.join(mount.point, os.path.relpath(s.path, mount.subvolume or ".")).lstrip("/")
+             for s in everything.subvolumes if (s.filesystem, s.path) not in kept
+             for mount in [layout.mount_with(s)] if mount]
+    return tuple(f"{glob.escape(path)}/*" for path in paths)
+
+
+def _check_room(layout: Layout, firmware: str) -> None:
     """What would fail only after the disks were formatted. Raises Unsupported."""
-    ours = {mount.point for mount in layout.mounts}
-    elsewhere = [m.point for m in mount_table() if m.point in _CRITICAL and m.point not in ours]
-    if elsewhere:
-        raise Unsupported(f"{elsewhere[0]} does not lie directly on a partition; "
-                          "this version cannot recover such a computer yet.")
-    room = shutil.disk_usage(ROOT / recovery_mount(layout).point.lstrip("/")).free
-    if room < _MINIMAL_OS:
-        raise Unsupported(f"{recovery_mount(layout).point} has {human(room)} free; recovery needs {human(_MINIMAL_OS)} "
-                          "there for a while.", hint="Make room there, and prepare the set then.")
-    if not any((ROOT / folder / name).exists() for folder in ("usr/sbin", "sbin", "usr/bin")
-               for name in ("grub-install", "grub2-install")) or not (ROOT / "usr/lib/grub/i386-pc").is_dir():
-        raise Unsupported("This system has no GRUB for BIOS, the only boot loader that this version makes anew.")
+    for mount in esp_mounts(layout) if firmware == "uefi" else ():
+        room = shutil.disk_usage(ROOT / mount.point.lstrip("/")).free
+        needed = ESP_ROOM + (MINIMAL_ROOM if mount.recovery else 0)
+        if room < needed:
+            raise _no_room(mount.point, room, needed)
 
 
-def critical_part(layout: Layout) -> Layout:
-    """The disks that the system stands on, and all that is on them. Raises Unsupported."""
-    points = [m for m in layout.mounts if m.point in _CRITICAL]
-    if not any(m.point == "/" for m in points):
-        raise Unsupported("The root file system does not lie directly on a partition; "
-                          "this version cannot recover such a computer yet.")
-    ids = {d.id for m in points for d in layout.disks_under(layout.filesystem(m.filesystem).device)}
-    disks = tuple(d for d in layout.disks if d.id in ids)
-    partitions = tuple(p for p in layout.partitions if p.disk in ids)
-    devices = ids | {p.id for p in partitions}
-    filesystems = tuple(f for f in layout.filesystems if f.device in devices)
-    if bare := next((d for d in disks if not d.label), None):
-        raise Unsupported(f"{bare.path} has no partition table; this version cannot recover such a disk yet.")
-    for filesystem in filesystems:
-        if not filesystem.label.isprintable() or "\ufffd" in filesystem.label:
-            raise Unsupported(f"The label of the file system on {layout.path(filesystem.device)} is not UTF-8 text, "
-                              "so it cannot be recorded.", hint="Give it another label.")
-        if filesystem.type not in SUPPORTED:
-            raise Unsupported(f"{layout.path(filesystem.device)} holds {filesystem.type}, "
-                              "which this version cannot recover yet.")
-    mounts = tuple(m for m in layout.mounts if m.filesystem in {f.id for f in filesystems})
-    return Layout(disks, partitions, filesystems, mounts)
+def _no_room(point: str, room: int, needed: int) -> Unsupported:
+    return Unsupported(f"{point} has {human(room)} free; recovery needs {human(needed)} there for a while.",
+                       hint="Make room there, and prepare the set then.")
+
+
+def with_boot_code(layout: Layout, firmware: str, loader: str) -> Layout:
+    """The layout with the boot sectors of disks that no tool makes anew."""
+    if firmware == "uefi" or loader == "grub":
+        return layout
+    return replace(layout, disks=tuple(replace(d, boot_code=boot_code(d.path)) if d.label else d
+                                       for d in layout.disks))
+
+
+def with_recovery_mount(layout: Layout) -> Layout:
+    """The layout with the place of the minimal OS: the first that can be read and has room. Raises Unsupported."""
+    rooms = {m.point: shutil.disk_usage(ROOT / m.point.lstrip("/")).free for m in readable_mounts(layout)}
+    chosen = next((point for point, room in rooms.items() if room >= MINIMAL_ROOM), None)
+    if chosen is None:
+        most = max(rooms, key=lambda point: rooms[point])
+        raise _no_room(most, rooms[most], MINIMAL_ROOM)
+    return replace(layout, mounts=tuple(replace(m, recovery=m.point == chosen) for m in layout.mounts))
 
 
 def hidden(layout: Layout) -> Iterator[Difference]:
@@ -143,22 +158,6 @@ def _below_mounts(layout: Layout) -> Iterator[tuple[Mount, Path]]:
                 directory = Path(str(source.directory)) / below
                 if mount.point != parent.point and not below.startswith("..") and directory.is_dir():
                     yield mount, directory
-
-
-def left_out(everything: Layout, layout: Layout) -> Iterator[Difference]:
-    """What is on this machine and not in the set."""
-    protected = {m.point for m in layout.mounts}
-    inside_set = {layout.path(f.device) for f in layout.filesystems}
-    for mount in mount_table():
-        # A CD and the medium's own squashfs are nobody's data.
-        bound = mount.root != "/" and mount.source in inside_set
-        if mount.point not in protected and not bound and mount.type not in ("iso9660", "udf", "squashfs"):
-            yield Difference(mount.point, f"{mount.source} [{mount.type}] is not on a disk that the system needs.")
-    mounted = {m.filesystem for m in layout.mounts}
-    for filesystem in layout.filesystems:
-        if filesystem.id not in mounted and filesystem.type != "swap":
-            yield Difference(layout.path(filesystem.device),
-                             f"[{filesystem.type}] is not mounted: it will be recreated empty.")
 
 
 def destination(survey: Survey, place: str) -> Destination:
@@ -208,7 +207,7 @@ def destination(survey: Survey, place: str) -> Destination:
 def select(survey: Survey) -> Generator[Event, None, Selection]:
     """Counts what will be backed up; returns the Selection."""
     with sources(survey.draft.layout) as found:
-        return (yield from backup.select(found, exclude=_EXCLUDE))
+        return (yield from backup.select(found, **survey.excluding))
 
 
 def prepare(survey: Survey, destination: Destination, selection: Selection) -> Generator[Event, None, AsrSet]:
@@ -220,15 +219,42 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     repair = ROOT / REPAIR
     # Before the files are read: the backup has the folder as it will be.
     repair.parent.mkdir(parents=True, exist_ok=True)
-    with sources(set.layout) as found:
-        for event in write_backup(destination.path, found, (REPAIR, sif), exclude=_EXCLUDE):
+    unlike: list[Difference] = []
+    with saved_headers(set.layout), sources(set.layout) as live, held_still(live, unlike) as found:
+        for event in write_backup(destination.path, found, (REPAIR, sif), **survey.excluding):
             if isinstance(event, Difference):
                 log(f"DIFFERENCE {event.what}: {event.why}")
             yield event
+    yield from unlike
     yield from _read_back(destination.path, sif)
     repair.write_bytes(sif)
     repair.chmod(0o600)
     return set
+
+
+def _excluded(layout: Layout) -> list[str]:
+    """A minimal OS that a power cut left behind: it would come back in the place of the one that restores it."""
+    folders = [f"{mount.point.strip('/')}/{RECOVERY}".lstrip("/") for mount in layout.mounts]
+    return [pattern for folder in folders for pattern in (folder, f"{folder}/*")]
+
+
+@contextmanager
+def saved_headers(layout: Layout) -> Iterator[None]:
+    """The headers of encrypted volumes, on the machine as long as they are being backed up.
+
+    They bring back every key slot. On the ASR disk they would let whoever finds it guess passphrases.
+    """
+    folder = ROOT / HEADERS
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if layout.containers:
+            folder.mkdir(parents=True, mode=0o700)
+        for container in layout.containers:
+            run(("cryptsetup", "luksHeaderBackup", "--header-backup-file", str(folder / f"{container.id}.img"),
+                 layout.path(container.device)))
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_back(path: Path, sif: bytes) -> Iterator[Event]:

@@ -1,26 +1,30 @@
 """Boot recovery, the first stage: from the recovery medium to a disk that starts the minimal OS."""
 
+import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .asr_disk import SIF, AsrDisk, write_asr_disk
 from .asr_disk import find_asr_disk as find_set
-from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, copy_minimal, install_minimal, recovery_folder, recovery_mount
-from .errors import AsrError, BackupNotFound, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
-from .events import Event
+from .backup import restore_backup
+from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
+from .errors import AsrError, BackupNotFound, CommandFailed, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
+from .events import Difference, Event
 from .execute import execute
-from .layout import Layout
+from .layout import Layout, LuksContainer
 from .match import Match, match
-from .plan import plan
+from .plan import HEADERS, plan
+from .prepare import HEADERS as SAVED_HEADERS
 from .probe import mount_table, probe
-from .run import LOG, has_tool, log, run
-from .sif import write_sif
+from .run import LOG, STATE, has_tool, log, run
+from .sif import AsrSet, write_sif
 from .target import mounted
 from .volumes import find_backup, forget
 
-__all__ = ["Check", "checks", "find_set", "match_disks", "recover", "restart"]
+__all__ = ["Check", "Lock", "checks", "find_set", "locks", "match_disks", "opens", "recover", "renew", "restart"]
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,78 @@ def match_disks(disk: AsrDisk) -> Match:
     return match(disk.set.layout, present, excluded(disk, present, backup))
 
 
+@dataclass(frozen=True)
+class Lock:
+    """An encrypted volume that is to be made, and how its key comes back."""
+
+    container: LuksContainer
+    header: bool                       # the saved header is at hand: its old passphrases open it
+
+
+def locks(disk: AsrDisk) -> tuple[Lock, ...]:
+    """The encrypted volumes of the set; their headers are taken from the backup if that is connected."""
+    containers = [c for c in disk.set.layout.containers if c.name]
+    if containers:
+        _fetch_headers(disk.set)
+    return tuple(Lock(c, (HEADERS / f"{c.id}.img").exists()) for c in containers)
+
+
+def opens(lock: Lock, passphrase: bytes) -> bool:
+    """Whether a passphrase is one of the saved header's."""
+    header = str(HEADERS / f"{lock.container.id}.img")
+    try:
+        run(("cryptsetup", "open", "--test-passphrase", "--key-file", "-", header), input=passphrase)
+    except CommandFailed:
+        return False
+    return True
+
+
+def renew(lock: Lock) -> None:
+    """The volume gets a new header, though the old one is at hand."""
+    (HEADERS / f"{lock.container.id}.img").unlink()
+
+
+def _fetch_headers(set: AsrSet) -> None:
+    """From the backup into this system's memory."""
+    shutil.rmtree(HEADERS, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=STATE) as folder:
+        try:
+            found = find_backup(set)
+            for event in restore_backup(Path(found.path), Path(folder), only=[SAVED_HEADERS], anywhere=True):
+                if isinstance(event, Difference):
+                    log(f"Saved header: {event.what}: {event.why}")
+        except AsrError as error:
+            log(f"No saved headers of encrypted volumes: {error}")
+        finally:
+            forget()
+        if (Path(folder) / SAVED_HEADERS).is_dir():
+            shutil.move(Path(folder) / SAVED_HEADERS, HEADERS)
+
+
 def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]:
     """The disks that must never be written, and why: the medium, the ASR disk, the backup's, by device nodes."""
-    recorded = {present.path(f.device) for f in present.filesystems if f.uuid and f.uuid == disk.set.backup.filesystem}
+    recorded = {device for f in present.filesystems if f.uuid and f.uuid == disk.set.backup.filesystem
+                for device in present.devices_of(f)}
     in_use = {mount.source for mount in mount_table()}
     why = {}
     for found in present.disks:
-        nodes = {found.path, *(present.path(p.id) for p in present.partitions_of(found.id))}
+        above = {d.id for d in present.devices if found.id in present.under(d.id)}
+        nodes = {present.path(id) for id in above}
         if disk.device in nodes:
             why[found.path] = "it is the ASR disk"
-        elif nodes & {backup, *recorded}:
+        elif backup in nodes or above & recorded:
             why[found.path] = "it holds the backup"
         elif nodes & in_use:
             why[found.path] = "this recovery medium runs from it"
     return why
 
 
-def recover(disk: AsrDisk, match: Match) -> Iterator[Event]:
-    """Partitions, formats and lays down the minimal OS. From here on the disks are changed."""
+def recover(disk: AsrDisk, match: Match, secrets: Mapping[str, bytes] | None = None) -> Iterator[Event]:
+    """Partitions, formats and lays down the minimal OS. From here on the disks are changed.
+
+    `secrets`: the passphrases of the encrypted volumes, by their ids; each opens its saved header where that is at
+    hand, and is the new one of a header that is made anew.
+    """
     layout, set = match.layout, disk.set
     present = probe()
     for choice in match.choices:
@@ -81,17 +139,22 @@ def recover(disk: AsrDisk, match: Match) -> Iterator[Event]:
             raise TooFewDisks(f"The disk that was at {choice.present.path} is not there any more, or was changed.",
                               hint="Press ENTER to look at the disks again.")
     log(f"Recovering {set.host}, set {set.id}, onto " + ", ".join(c.present.path for c in match.choices))
-    yield from execute(plan(layout, present), [disk.path for disk in layout.disks])
-    with mounted(layout) as target:
+    headers = {c.id for c in layout.containers if (HEADERS / f"{c.id}.img").exists()}
+    yield from execute(plan(layout, present, headers, _memory()), [disk.path for disk in layout.disks], secrets)
+    with mounted(layout, secrets) as target:
         folder = recovery_folder(layout, target)
         yield from copy_minimal(layout, target, _medium_folder())
         (folder / SIF).write_bytes(write_sif(set))
-        yield from install_minimal(layout, set.id, target)
+        yield from install_minimal(set, layout, target)
         # Last: without its id the folder is no minimal OS, and the technician starts again from the medium.
         (folder / "id").write_text(set.id + "\n")
         log("Boot recovery is complete.")
         shutil.copy(LOG, folder / LOG.name)
     _log_to(disk)
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def restart() -> None:
@@ -134,8 +197,9 @@ def _firmware(disk: AsrDisk) -> AsrError | None:
 def _plan_check(disk: AsrDisk) -> Check:
     """A whole plan onto the recorded disks, thrown away: does this version know all, and has it the tools?"""
     try:
-        recovery_mount(disk.set.layout)
-        tools = {step.argv[0] for step in plan(disk.set.layout)} | {"grub-install", "mcopy"}
+        check_minimal(disk.set.layout, disk.set.firmware)
+        tools = {step.argv[0] for step in plan(disk.set.layout)} | {"mcopy"}
+        tools.add("efibootmgr" if disk.set.firmware == "uefi" else "grub-install")
     except Unsupported as error:
         return Check("Partitions and file systems", error)
     missing = sorted(tool for tool in tools if not has_tool(tool))

@@ -1,26 +1,29 @@
 """OS restore, the second stage: from the minimal OS on the hard disk to the machine as it was."""
 
+import os
+import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .asr_disk import SIF
-from .backup import restore_backup
-from .bootloader import MEDIUM, RECOVERY, install_system, recovery_folder, recovery_mount
-from .errors import AsrError, NoAsrDisk
+from .backup import list_backup, restore_backup
+from .bootloader import MEDIUM, RECOVERY, esp_mounts, install_system, recovery_folder, remove_minimal
+from .errors import AsrError, NoAsrDisk, WrongPassphrase
 from .events import Difference, Event, Progress
 from .layout import Layout
 from .match import located
+from .prepare import HEADERS as SAVED_HEADERS
 from .probe import probe
-from .recover import Check, restart
-from .run import LOG, STATE, log
+from .recover import Check, Lock, restart
+from .run import LOG, log
 from .sif import AsrSet, read_sif
-from .target import mounted
+from .target import assembled, enroll_keys, make_swap_files, mounted, set_read_only
 from .volumes import FoundBackup, find_backup, forget, open_backup
 
-__all__ = ["Check", "FoundBackup", "Outcome", "checks", "find_backup", "open_backup", "pending_set", "restart",
-           "restore"]
+__all__ = ["Check", "FoundBackup", "Lock", "Outcome", "checks", "find_backup", "locks", "open_backup", "opens",
+           "pending_set", "restart", "restore"]
 
 _REPORTS = Path("var/log/asr")         # in the recovered system
 
@@ -53,18 +56,39 @@ def checks(set: AsrSet) -> Iterator[Check]:
     yield _checked("Backup of this set", lambda: find_backup(set))
 
 
-def restore(set: AsrSet, backup: FoundBackup) -> Generator[Event, None, Outcome]:
+def locks(set: AsrSet) -> tuple[Lock, ...]:
+    """The encrypted volumes whose passphrase is needed."""
+    return tuple(Lock(c, header=True) for c in set.layout.containers
+                 if c.name and not os.path.exists(set.layout.path(c.id)))
+
+
+def opens(set: AsrSet, lock: Lock, secrets: Mapping[str, bytes], passphrase: bytes) -> bool:
+    """Whether a passphrase opens a volume, given those of the ones below it.
+
+    What it lies on is put together for that, and taken apart again.
+    """
+    layout = located(set.layout, probe())
+    try:
+        with assembled(layout, {**secrets, lock.container.id: passphrase}):
+            return True
+    except WrongPassphrase as error:
+        return lock.container.name not in str(error)       # another one's is still to come
+
+
+def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | None = None
+            ) -> Generator[Event, None, Outcome]:
     """Puts the files back, makes the disk start the restored system, and returns the Outcome.
 
-    It may be run again after a power cut: what is there already is made anew.
+    `secrets`: passphrases by the ids of their containers. It may be run again after a power cut: what is there
+    already is made anew.
     """
     started = time.monotonic()
     differences: list[Difference] = []
     last = Progress("")
     layout = located(set.layout, probe())
     log(f"Restoring {set.host}, set {set.id}, from {backup.path}")
-    with mounted(layout) as target:
-        for event in _work(layout, backup, target):
+    with mounted(layout, secrets) as target:
+        for event in _work(set, layout, backup, target, secrets or {}):
             if isinstance(event, Difference):
                 differences.append(event)
                 log(f"DIFFERENCE {event.what}: {event.why}")
@@ -74,15 +98,32 @@ def restore(set: AsrSet, backup: FoundBackup) -> Generator[Event, None, Outcome]
         outcome = Outcome("differences" if differences else "recovered", tuple(differences),
                           time.monotonic() - started, last.files, last.done, "/" + str(_REPORTS / "report.txt"))
         _write_report(set, outcome, target)
-    _take_minimal_away(layout)
     forget()
     return outcome
 
 
-def _work(layout: Layout, backup: FoundBackup, target: Path) -> Iterator[Event]:
+def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secrets: Mapping[str, bytes]
+          ) -> Iterator[Event]:
     journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
     yield from restore_backup(Path(backup.path), target, journal=journal)
-    yield from install_system(layout, target)
+    shutil.rmtree(target / SAVED_HEADERS, ignore_errors=True)  # they are on their disks
+    yield from make_swap_files(layout, target)
+    yield from enroll_keys(layout, target, secrets)
+    set_read_only(layout, target)
+    yield from install_system(set, layout, target)
+    yield from remove_minimal(set, layout, target, _in_backup(Path(backup.path), layout))
+
+
+def _in_backup(backup: Path, layout: Layout) -> Callable[[str], bool]:
+    """Whether the backup has a path on an EFI system partition, which knows no case. Without its index: all of them."""
+    points = tuple(m.point.strip("/").lower() + "/" for m in esp_mounts(layout))
+    try:
+        names = (os.fsdecode(record.path).lower() for record in list_backup(backup)) if points else iter(())
+        known = {name.rstrip("/") for name in names if name.startswith(points)}
+    except AsrError as error:
+        log(f"What the minimal OS has on the EFI system partition stays there: {error}")
+        return lambda path: True
+    return lambda path: path.strip("/").lower() in known
 
 
 def _write_report(set: AsrSet, outcome: Outcome, target: Path) -> None:
@@ -100,12 +141,6 @@ def _write_report(set: AsrSet, outcome: Outcome, target: Path) -> None:
 def _first_log() -> bytes:
     log_of_boot_recovery = MEDIUM / RECOVERY / LOG.name
     return log_of_boot_recovery.read_bytes() if log_of_boot_recovery.exists() else b""
-
-
-def _take_minimal_away(layout: Layout) -> None:
-    """The minimal OS still runs from its folder; PID 1 removes it when nothing uses it any more."""
-    device = layout.path(layout.filesystem(recovery_mount(layout).filesystem).device)
-    (STATE / "remove-on-exit").write_text(f"{device} {RECOVERY}\n")
 
 
 def _checked(title: str, look: Callable[[], object]) -> Check:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("zstd", "restic", "borgbackup", "fsarchiver", "squashfs-tools")
-OURS = f"PYTHONPATH={os.pathsep.join(p or os.getcwd() for p in sys.path)} {sys.executable} -m tests.bench"
+OURS = f"PYTHONPATH={os.pathsep.join(p or os.getcwd() for p in sys.path)} {sys.executable} -m console"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Peer:
 
 
 PEERS = {
-    "asr": Peer(f"{OURS} pack $TREE $FILE", f"{OURS} extract $FILE $TARGET", f"{OURS} verify $FILE"),
+    "asr": Peer(f"{OURS} pack --level 1 $TREE $FILE",
+                f"{OURS} extract $FILE --all --to $TARGET",
+                f"{OURS} verify $FILE"),
     "tar+zstd": Peer("tar -S -C $TREE -cf - . | zstd -1 -T0 -q -o $FILE",
                      "zstd -dqc $FILE | tar -C $TARGET -xpf -", "zstd -dqc $FILE > /dev/null"),
     "tar+gzip": Peer("tar -S -C $TREE -czf $FILE .", "tar -C $TARGET -xzpf $FILE"),
@@ -220,24 +222,9 @@ def row(times: list[dict[str, Time]], ours: list[dict[str, Time]] | None) -> str
     return " " + " | ".join(cells) + " |"
 
 
-# Our own side of it, in a process of its own as the peers are
-
-def engine(command: str, paths: list[str]) -> None:
-    from bootenv.backup import Source, restore_backup, verify_backup, write_backup
-    from bootenv.events import Difference
-
-    one, two = Path(paths[0]), Path(paths[-1])
-    events = {"pack": lambda: write_backup(two, [Source(one)]), "verify": lambda: verify_backup(one),
-              "extract": lambda: restore_backup(one, two, anywhere=True)}[command]()
-    for event in events:
-        if isinstance(event, Difference):
-            print(event.what, event.why)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("backup", "pack", "extract", "verify"))
-    parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("what", choices=("backup",))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--sets", nargs="+", default=["system", "small", "large"])
@@ -247,10 +234,7 @@ def main() -> None:
     parser.add_argument("--place", default="/var/tmp", help="where the backups and the file system to restore to lie")
     parser.add_argument("--cold", action="store_true", help="drop the caches before each backup; nothing is restored")
     options = parser.parse_args()
-    if options.what == "backup":
-        backup(options)
-    else:
-        engine(options.what, options.paths)
+    backup(options)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ import hashlib
 import os
 import random
 import shutil
-import signal
 import stat
 import struct
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import zstandard
 from bootenv import backup as backup_room
 from bootenv.archive import Frame, Index, Output, Place, Volumes, Writer, pack
 from bootenv.backup import Source, list_backup, read_first, restore_backup, select, verify_backup, write_backup
-from bootenv.collect import Batch, Collector, Reading, Tree
+from bootenv.collect import SWAP, Batch, Collector, Reading, Tree
 from bootenv.errors import (
     BackupNotFound,
     DamagedBackup,
@@ -30,6 +29,7 @@ from bootenv.errors import (
     TargetNotMounted,
 )
 from bootenv.events import Difference, Event, Progress
+from bootenv.exclude import CACHE, LISTED, TAGGED, TEMPORARY
 from bootenv.extract import NEEDS_ROOT, Extractor
 from bootenv.member import Member, decode, encode
 from tests import adversarial
@@ -175,8 +175,9 @@ def test_holes_take_no_room(backup, scratch):
 @as_root
 def test_gnu_tar_restores_it(tree, backup, scratch):
     (scratch / "out").mkdir()
-    done = subprocess.run(("tar", "--zstd", "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "-xpf",
-                           backup, "-C", scratch / "out"), capture_output=True, text=True, check=False)
+    done = subprocess.run(("tar", "--zstd", "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner",
+                           "--delay-directory-restore", "-xpf", backup, "-C", scratch / "out"),
+                          capture_output=True, text=True, check=False)
     deep = [path for path in described(tree) if len(path) > 3800]      # tar has no way to make longer paths
     mine, theirs = described(tree), described(scratch / "out")
     assert [path for path in mine if path not in theirs and path not in deep] == [b"special/socket"], done.stderr
@@ -259,6 +260,52 @@ def test_patterns_leave_files_out(small, scratch):
     assert names == {b"", b"d0", *(b"d%d" % n for n in range(2, 10))}
 
 
+def kept(backup: Path) -> set[str]:
+    return {os.fsdecode(record.path) for record in list_backup(backup) if record.kind != "d"}
+
+
+def test_what_is_left_out_by_a_pattern_is_named_once_and_include_overrides_it(scratch):
+    for name in ("home/ann/.cache/a", "home/ann/.cache/b/c", "home/ann/work", "tmp/x", "tmp/keep/y", "tmp/keep/z/z"):
+        (scratch / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / "t" / name).write_text(name)
+    found = pack_tree(scratch / "t", scratch / "b", exclude=LISTED, include=["tmp/keep"])
+    assert found == [Difference("home/*/.cache/*", CACHE + " (2 names)"), Difference("tmp/*", TEMPORARY + " (1 name)")]
+    assert kept(scratch / "b") == {"home/ann/work", "tmp/keep/y", "tmp/keep/z/z"}
+    pack_tree(scratch / "t", scratch / "c", exclude=["home"], include=["home/ann/.c*/b"])
+    assert kept(scratch / "c") == {"home/ann/.cache/b/c", "tmp/x", "tmp/keep/y", "tmp/keep/z/z"}
+
+
+def test_a_tagged_cache_keeps_its_tag_alone_where_that_is_wished(scratch):
+    for name in ("cache/sub/x", "cache/y", "lies/z", "wanted/w"):
+        (scratch / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / "t" / name).write_text(name)
+    for name in ("cache", "wanted"):
+        (scratch / "t" / name / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+    (scratch / "t" / "lies" / "CACHEDIR.TAG").write_text("no signature")
+    assert pack_tree(scratch / "t", scratch / "all") == []
+    assert "cache/sub/x" in kept(scratch / "all")
+    found = pack_tree(scratch / "t", scratch / "b", caches=False, include=["wanted"])
+    assert found == [Difference("cache", TAGGED)]
+    assert kept(scratch / "b") == {"cache/CACHEDIR.TAG", "lies/CACHEDIR.TAG", "lies/z", "wanted/CACHEDIR.TAG",
+                                   "wanted/w"}
+
+
+def test_a_swap_file_comes_back_empty_and_without_holes(scratch):
+    (scratch / "t" / "etc").mkdir(parents=True)
+    (scratch / "t" / "etc" / "fstab").write_text("# a comment\n/swap\\040file none swap sw 0 0\n")
+    header = b"h" * 4086 + b"SWAPSPACE2"
+    (scratch / "t" / "swap file").write_bytes(header + b"somebody's memory" * 300_000)
+    (scratch / "t" / "swap file").chmod(0o600)
+    size = (scratch / "t" / "swap file").stat().st_size
+    assert pack_tree(scratch / "t", scratch / "b") == [Difference("swap file", SWAP)]
+    assert (scratch / "b").stat().st_size < 10_000
+    assert extract(scratch / "b", scratch / "out") == []
+    status = (scratch / "out" / "swap file").stat()
+    assert (status.st_size, stat.S_IMODE(status.st_mode)) == (size, 0o600)
+    assert status.st_blocks * 512 >= size
+    assert (scratch / "out" / "swap file").read_bytes() == header.ljust(size, b"\0")
+
+
 def verify(backup: Path) -> list[Difference]:
     return differences(verify_backup(backup))
 
@@ -310,7 +357,8 @@ def test_a_file_that_shrinks_while_it_is_read(scratch, monkeypatch):
     status = os.stat(scratch / "tree" / "log")
     (scratch / "tree" / "log").write_bytes(b"x" * 100)
     fd = os.open(scratch / "tree" / "log", os.O_RDONLY)
-    data, why = collect.read_range(fd, 0, status.st_size)
+    data = bytearray(b"?" * status.st_size)
+    why = collect.read_into(memoryview(data), fd, 0)
     os.close(fd)
     assert (len(data), data.rstrip(b"\0"), why) == (9000, b"x" * 100, collect.CHANGED)
 
@@ -319,18 +367,20 @@ def test_a_bad_sector_costs_itself(scratch, monkeypatch):
     from bootenv import collect
 
     (scratch / "file").write_bytes(bytes(range(256)) * 64)
-    real = os.pread
+    real = os.preadv
 
-    def pread(fd: int, count: int, offset: int) -> bytes:
-        if offset <= 8192 < offset + count:
+    def preadv(fd: int, views: tuple[memoryview], offset: int) -> int:
+        view, = views
+        if offset <= 8192 < offset + len(view):
             if offset == 8192:
                 raise OSError(errno.EIO, "bad")
-            count = 8192 - offset
-        return real(fd, count, offset)
+            view = view[:8192 - offset]
+        return real(fd, (view,), offset)
 
-    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(os, "preadv", preadv)
     fd = os.open(scratch / "file", os.O_RDONLY)
-    data, why = collect.read_range(fd, 0, 16384)
+    data = bytearray(b"?" * 16384)
+    why = collect.read_into(memoryview(data), fd, 0)
     os.close(fd)
     expected = bytearray(bytes(range(256)) * 64)
     expected[8192:12288] = bytes(4096)
@@ -360,7 +410,7 @@ def test_what_an_ordinary_user_cannot_do_is_named():
         extractor.make(Member(b"null", "c", device=os.makedev(1, 3)), memoryview(b""))
     finally:
         os.seteuid(0)
-    assert found[-1] == [(b"secret", "It cannot be read: Permission denied.")]
+    assert found[-2] == [(b"secret", "It cannot be read: Permission denied.")]
     assert records.count(b"\0") == 2
     assert [path.name for path in (place / "out").iterdir()] == ["open"]
     assert extractor.differences == [(b"null", NEEDS_ROOT)]
@@ -381,6 +431,29 @@ def test_a_full_destination_leaves_nothing(small, scratch, monkeypatch):
     with pytest.raises(DestinationFull):
         pack_tree(small, scratch / "b")
     assert list(scratch.iterdir()) == [small]
+
+
+def test_a_destination_that_takes_nothing_any_more_is_noticed(small, scratch, monkeypatch):
+    hangs = threading.Event()
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if threading.current_thread() is not threading.main_thread() and os.fstat(fd).st_size > 2**20:
+            hangs.wait(20)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_SILENCE", 0.05)
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_PATIENCE", 0.5)
+    told: list[Progress] = []
+    with pytest.raises(DestinationRefused, match="has taken no data for"):
+        told.extend(write_backup(scratch / "b", [Source(small)]))
+    assert "Waiting for the destination..." in {event.status for event in told}
+    monkeypatch.undo()
+    hangs.set()
+    assert not (scratch / "b").exists()
+    assert pack_tree(small, scratch / "b") == []
+    assert verify(scratch / "b") == []
 
 
 def test_a_destination_that_is_not_there(small, scratch):
@@ -467,7 +540,7 @@ def alone(what: tuple) -> tuple:
     return what[:5] + what[6:]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(4))
 def test_damage_costs_what_is_damaged(small_backup, scratch, seed):
     tree, whole = small_backup
     damaged = bytearray(whole)
@@ -489,7 +562,7 @@ def test_damage_costs_what_is_damaged(small_backup, scratch, seed):
     assert lost <= {"flip": 2, "swap": 2 * 80}.get(kind, 80)       # a swap damages two places
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_cut_off_backup_is_read_up_to_its_last_frame(small_backup, scratch, seed):
     tree, whole = small_backup
     length = random.Random(seed).randrange(300_000, len(whole))
@@ -666,22 +739,6 @@ def test_other_things_in_the_way_are_replaced(small, scratch):
     (scratch / "out" / "d1" / "f21").chmod(0o400)
     assert extract(scratch / "b", scratch / "out") == []
     assert without(described(scratch / "out"), b"out") == described(small)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_while_writing_leaves_no_backup(small, scratch, seed):
-    code = ("import sys; from pathlib import Path; from bootenv.backup import *\n"
-            "for e in write_backup(Path(sys.argv[1]), [Source(sys.argv[2])]): pass\n")
-    process = subprocess.Popen((sys.executable, "-c", code, scratch / "b", small),
-                               env={"PYTHONPATH": os.pathsep.join(sys.path)})
-    time.sleep(random.Random(seed).uniform(0.05, 0.4))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if (scratch / "b").exists():
-        assert verify(scratch / "b") == []
-    pack_tree(small, scratch / "b")
-    assert verify(scratch / "b") == []
-    assert not (scratch / "b.part").exists()
 
 
 # Single files
