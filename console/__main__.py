@@ -1,10 +1,13 @@
 """The `asr` command."""
 
 import argparse
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,30 +36,70 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         said = ["asr: interrupted"]
     print(*said, sep="\n", file=sys.stderr)
-    return 1
+    return arguments.failed
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asr", description="Automated System Recovery for Linux.")
+    parser.set_defaults(failed=1)
     parser.add_argument("--version", action="version", version=f"asr {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("prepare", help="back up this computer's system and make its ASR disk")
     command.add_argument("--to", metavar="DIR|FILE", help="where the backup is written; without it, a wizard asks")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
+    _add_patterns(command)
     command.set_defaults(run=prepare, fail=command.error)
+
+    command = commands.add_parser("check", help="say whether this computer could be recovered, device by device; "
+                                                "exit status 0: yes, 1: with losses, 2: no, "
+                                                "3: could not look")
+    command.add_argument("--json", action="store_true", help="the same for programs")
+    command.set_defaults(run=check, failed=3)
 
     command = commands.add_parser("plan", help="print what recovery from an asr.sif would run; nothing is changed")
     command.add_argument("sif", metavar="SIF")
     command.set_defaults(run=plan)
 
-    command = commands.add_parser("verify", help="compare every file in a backup with its checksum")
-    command.add_argument("backup", metavar="BACKUP")
-    command.set_defaults(run=verify)
+    _add_backup_commands(commands)
 
     command = commands.add_parser("console", help="what the recovery medium shows on its screen")
     command.set_defaults(run=console)
     return parser
+
+
+def _add_patterns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--exclude", metavar="PATTERN", action="append", default=[],
+                         help="leave out what this matches, e.g. 'home/*/Videos'; \"*\" takes \"/\", too")
+    command.add_argument("--include", metavar="PATTERN", action="append", default=[],
+                         help="keep what this matches, whatever else would leave it out")
+
+
+def _add_backup_commands(commands: Any) -> None:
+    command = commands.add_parser("verify", help="compare every file in a backup with its checksum")
+    command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="and see whether this ASR disk belongs to it")
+    command.set_defaults(run=verify)
+
+    command = commands.add_parser("list", help="print the paths in a backup")
+    command.add_argument("backup", metavar="BACKUP")
+    command.set_defaults(run=list_paths)
+
+    command = commands.add_parser("extract", help="bring files back from a backup, reading only what they need")
+    command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("paths", metavar="PATH", nargs="*", help="a file, or a directory with all that is in it")
+    command.add_argument("--all", action="store_true", help="everything")
+    command.add_argument("--to", metavar="DIR", required=True, help="where they are put, below the same paths")
+    command.set_defaults(run=extract, fail=command.error)
+
+    command = commands.add_parser("pack", help="back up any tree to a file; no ASR disk is made")
+    command.add_argument("tree", metavar="TREE")
+    command.add_argument("file", metavar="FILE")
+    _add_patterns(command)
+    command.add_argument("--exclude-caches", action="store_true", help="leave out what a CACHEDIR.TAG marks")
+    command.add_argument("--level", type=int, choices=range(1, 8), help="of zstd; else as fast as the destination is")
+    command.add_argument("--volume-size", type=int, default=0, metavar="BYTES", help="write FILE.001, FILE.002, ...")
+    command.set_defaults(run=pack)
 
 
 def console(arguments: argparse.Namespace) -> int:
@@ -94,10 +137,9 @@ def prepare(arguments: argparse.Namespace) -> int:
         arguments.fail("--to and --disk go together")
     if not arguments.to and not sys.stdout.isatty():
         arguments.fail("without a terminal, --to and --disk are needed")
-    if os.geteuid():
-        raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
-                        hint="Run it again with sudo.")
+    _need_root("Preparing an ASR set reads every file and disk, and")
     survey = story.survey()
+    survey = replace(survey, exclude=(*survey.exclude, *arguments.exclude), include=tuple(arguments.include))
     if not arguments.to:
         from .prepare import PrepareApp
 
@@ -108,6 +150,9 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
+    from bootenv.check import as_lines
+
+    print(printable(as_lines(survey.findings)), end="")
     destination = story.destination(survey, to)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
@@ -125,54 +170,122 @@ def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
     return 0
 
 
+def check(arguments: argparse.Namespace) -> int:
+    """Nothing is written. The status is the verdict's place: 0, 1 or 2."""
+    from bootenv.check import VERDICTS, as_lines, verdict
+    from bootenv.check import check as findings_of
+    from bootenv.probe import mount_table, probe
+
+    _need_root("Looking at this computer's disks")
+    findings = findings_of(probe(), mount_table())
+    worst = verdict(findings)
+    if arguments.json:
+        print(json.dumps({"verdict": worst, "findings": [asdict(finding) for finding in findings]}, indent=1))
+    else:
+        print(printable(as_lines(findings)), end="")
+    return VERDICTS.index(worst)
+
+
+def _need_root(what: str) -> None:
+    if os.geteuid():
+        raise NeedsRoot(f"{what} needs root.", hint="Run it again with sudo.")
+
+
 def plan(arguments: argparse.Namespace) -> int:
     from bootenv.asr_disk import inside
-    from bootenv.plan import as_text
     from bootenv.plan import plan as steps
     from bootenv.sif import read_sif
+    from bootenv.step import as_text
 
     print(as_text(steps(read_sif(Path(inside(arguments.sif)).read_bytes()).layout)), end="")
     return 0
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from bootenv.asr_disk import inside
+    from bootenv.asr_disk import check_belongs, inside
     from bootenv.backup import verify_backup
 
-    _, damaged = followed(verify_backup(Path(inside(arguments.backup))))
+    path = Path(inside(arguments.backup))
+    if arguments.disk:                         # at once: the rest takes long
+        set = check_belongs(inside(arguments.disk), path)
+        print(f"The disk and the backup are of one set: {set.host}, {set.created:%Y-%m-%d %H:%M} UTC.")
+    _, damaged = followed(verify_backup(path))
     print(f"{len(damaged)} of its files are damaged." if damaged else "The backup is whole.")
     return 1 if damaged else 0
 
 
+def list_paths(arguments: argparse.Namespace) -> int:
+    from bootenv.backup import list_backup
+
+    for record in list_backup(Path(arguments.backup)):
+        print(f"{record.kind} {record.size:>15,} {on_a_line(record.path)}")
+    return 0
+
+
+def extract(arguments: argparse.Namespace) -> int:
+    """Status 0 only when all that was asked for is there as it was."""
+    from bootenv.backup import restore_backup
+
+    if bool(arguments.paths) == arguments.all:
+        arguments.fail("name the paths, or say --all")
+    target = Path(arguments.to)
+    target.mkdir(parents=True, exist_ok=True)
+    _, unlike = followed(restore_backup(Path(arguments.backup), target, only=arguments.paths, anywhere=True))
+    print(f"Extracted with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Extracted.")
+    return 1 if unlike else 0
+
+
+def pack(arguments: argparse.Namespace) -> int:
+    """Status 0: the file is whole. What isn't in it as it was is named."""
+    from bootenv.backup import Source, write_backup
+
+    _, unlike = followed(write_backup(
+        Path(arguments.file), [Source(arguments.tree)], exclude=arguments.exclude, include=arguments.include,
+        caches=not arguments.exclude_caches, level=arguments.level, volume_size=arguments.volume_size))
+    print(f"Packed with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Packed.")
+    return 0
+
+
 def followed(events: Iterator[Event]) -> tuple[Any, list[Difference]]:
     """Does long work and prints how far it is: a bar on a terminal, else lines. What it returned, and Differences."""
+    differences: list[Difference] = []
+    newest, printed = Progress(""), time.monotonic()
+    with _bar() as bar:
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                if not bar:
+                    print(progress_line(newest))
+                return end.value, differences
+            if isinstance(event, Difference):
+                differences.append(event)
+                print(on_a_line(os.fsencode(event.what)) + ": " + event.why)
+                continue
+            if event.status != newest.status or time.monotonic() - printed >= _LINE_EVERY:
+                printed = time.monotonic()
+                if newest.status and not bar:
+                    print(progress_line(newest), flush=True)
+            newest = event
+            if bar:
+                bar(event)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None] | None]:
+    """What draws progress on a terminal; None where there is none, and then rich isn't needed either."""
+    if not sys.stdout.isatty():
+        yield None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
     out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
-    differences: list[Difference] = []
-    newest, printed = Progress(""), time.monotonic()
-    with Bars(*columns, console=out, disable=not out.is_terminal) as bars:
+    with Bars(BarColumn(), TextColumn("{task.description}", markup=False), console=out) as bars:
         task = bars.add_task("", total=None)
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as end:
-                if not out.is_terminal:
-                    out.print(progress_line(newest))
-                return end.value, differences
-            if isinstance(event, Difference):
-                differences.append(event)
-                out.print(printable(f"{event.what}: {event.why}"))
-                continue
-            if event.status != newest.status or time.monotonic() - printed >= _LINE_EVERY:
-                printed = time.monotonic()
-                if newest.status and not out.is_terminal:
-                    out.print(progress_line(newest))
-            newest = event
-            bars.update(task, description=progress_line(event), completed=event.done, total=event.total or None)
+        yield lambda progress: bars.update(
+            task, description=progress_line(progress), completed=progress.done, total=progress.total or None)
 
 
 def progress_line(progress: Progress) -> str:
@@ -185,6 +298,13 @@ def progress_line(progress: Progress) -> str:
     elif progress.files:
         words.append(f"{progress.files:,} files")
     return printable("  ".join(words))
+
+
+def on_a_line(path: bytes) -> str:
+    """A path with what isn't text, and what would spoil the line, as \\xNN."""
+    text = path.decode(errors="backslashreplace")
+    return text if text.isprintable() else "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ from textual import work
 from textual.widget import Widget
 from textual.widgets import Input
 
+from bootenv.check import verdict
 from bootenv.errors import AsrError
 from bootenv.events import Difference, Progress
 from bootenv.layout import human
@@ -128,7 +129,8 @@ class Welcome(Page[None]):
             f"      System       {draft.system}\n"
             f"      Disks        {disks[:TEXT_WIDTH - 19]}\n"
             f"      Mounted at   {points[:TEXT_WIDTH - 19]}\n"
-            f"      Size         {human(self.survey.used)} before compression"
+            f"      Size         {human(self.survey.used)} before compression\n"
+            f"      Verdict      {verdict(self.survey.findings)}"
         )
         if self.survey.left_out:
             yield text("NOT protected:", "heading")

@@ -4,6 +4,7 @@ import asyncio
 import textwrap
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from bootenv.events import Progress
 from bootenv.layout import Disk, human
 
 from .app import SetupApp
-from .screens import ChecksPage, Notice, Page, Work, bullets, key, seconds, set_lines, text
+from .files import restore_files
+from .screens import ChecksPage, Notice, Page, Passphrase, Work, bullets, key, seconds, set_lines, text
 from .widgets import TEXT_WIDTH, Gauge, Lines, Listing
 
 if TYPE_CHECKING:
     from bootenv.asr_disk import AsrDisk
     from bootenv.match import Choice, Match
+    from bootenv.recover import Lock
 
 # Written by init once udev has settled.
 HARDWARE_READY = Path("/run/asr/hardware-ready")
@@ -68,7 +71,7 @@ class RecoverApp(SetupApp):
 
     async def welcome(self) -> None:
         while (wish := await self.ask(Welcome())) != "recover":
-            await self.ask(Notice(*_NOT_YET[wish]))
+            await (restore_files(self) if wish == "restore" else self.ask(Notice(*_NOT_YET[wish])))
         self.wanted = True
 
     async def asr_disk(self) -> "AsrDisk | None":
@@ -87,8 +90,9 @@ class RecoverApp(SetupApp):
             await self.ask(ChecksPage("Automated System Recovery is starting...", checks))
             match = await asyncio.to_thread(self.story.match_disks, disk)
             await self.ask(Disks(match))
+            secrets = await self.passphrases(disk)
             self.changed = _DISKS_CHANGED
-            await self.perform(Preparing(), self.story.recover(disk, match))
+            await self.perform(Preparing(), self.story.recover(disk, match, secrets))
         except BackupNotFound as error:
             self.without_backup = await self.ask(self.page_for(error, "agree", changed=self.changed)) == "agree"
             return False
@@ -96,6 +100,37 @@ class RecoverApp(SetupApp):
             await self.ask(self.page_for(error, changed=self.changed))
             return False
         return True
+
+
+    async def passphrases(self, disk: "AsrDisk") -> dict[str, bytes]:
+        """Of each encrypted volume, by its id."""
+        secrets: dict[str, bytes] = {}
+        for lock in await asyncio.to_thread(self.story.locks, disk):
+            name = f"{lock.container.name}  {human(lock.container.size)}"
+            answer = None
+            if lock.header:
+                answer = await self.ask(Passphrase(
+                    name, opens=partial(self.story.opens, lock), first=_SAVED_HEADER, renew=True, warning=self.changed))
+                if answer is None:
+                    await asyncio.to_thread(self.story.renew, lock)
+            if answer is None:
+                answer = await self.ask(Passphrase(name, opens=None, first=_new_header(lock), warning=self.changed))
+                assert answer
+            secrets[lock.container.id] = answer
+        return secrets
+
+
+_SAVED_HEADER = (
+    "This volume gets the header that was saved with the backup. All its passphrases and keys stay as they were. "
+    "Type one of its passphrases."
+)
+
+
+def _new_header(lock: "Lock") -> str:
+    lost = [f"{lock.container.slots} key slots" if lock.container.slots > 1 else "", *lock.container.tokens]
+    lost = [word for word in lost if word]
+    return "This volume gets a new header. Type the passphrase that is to open it." + (
+        f" The old ones are lost; what else opened it must be enrolled again: {', '.join(lost)}." if lost else "")
 
 
 _DISKS_CHANGED = (
@@ -110,13 +145,6 @@ _NO_DRIVERS = (
 )
 
 _NOT_YET = {
-    "restore": (
-        "Restore single files from a backup",
-        "This version of Setup cannot restore single files. The backup is an ordinary tar archive, compressed "
-        "with zstd: on any computer that runs Linux,",
-        "      tar --zstd -xf BACKUP PATH...",
-        "brings back the files that you name. Nothing was changed.",
-    ),
     "verify": (
         "Verify a backup and an ASR disk",
         "This version of Setup cannot verify from this page. On any computer that runs Linux, start the program "

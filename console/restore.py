@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual import events, work
 from textual.widget import Widget
 
 from bootenv.errors import AsrError
+from bootenv.layout import human
 
 from .app import SetupApp
 from .screens import (
     Browse,
     Page,
+    Passphrase,
     ProgressPage,
     bullets,
     check_lines,
@@ -44,15 +46,40 @@ _PARTLY = "Some files may have been restored already; a restore can be repeated.
 _AGAIN = "When your computer starts again, the restore starts again too."
 
 
+_UNLOCK = (
+    "The files of this computer are restored to an encrypted volume. Type its passphrase: from then on, the wizard "
+    "goes on by itself."
+)
+
+
 class RestoreApp(SetupApp):
     """Pages 11 to 15."""
 
+    def __init__(self, story: Any, *, tick: float = 1.0):
+        super().__init__(story, tick=tick)
+        self.secrets: dict[str, bytes] = {}    # passphrases by the ids of their containers
+
     async def pages(self) -> None:
         set = await asyncio.to_thread(self.story.pending_set)
+        await self.passphrases(set)
         wish = await self.ask(WizardWelcome(set))
         while not (outcome := await self.restored(set, wish)):
             wish = "next"
         await self.ask(Result(set, outcome))
+
+    async def passphrases(self, set: "AsrSet") -> None:
+        """Of each encrypted volume, before anything that goes on by itself."""
+        for lock in await asyncio.to_thread(self.story.locks, set):
+            while lock.container.id not in self.secrets:
+                try:
+                    name = f"{lock.container.name}  {human(lock.container.size)}"
+                    answer = await self.ask(Passphrase(
+                        name, opens=partial(self.story.opens, set, lock, dict(self.secrets)), first=_UNLOCK,
+                        warning=f"{_NOT_RECOVERED} {_AGAIN}"))
+                    assert answer
+                    self.secrets[lock.container.id] = answer
+                except AsrError as error:
+                    await self.ask(self.page_for(error))
 
     async def restored(self, set: "AsrSet", wish: str) -> "Outcome | None":
         """One attempt, from the choice of the backup on; `wish` is what WizardWelcome answers."""
@@ -61,7 +88,7 @@ class RestoreApp(SetupApp):
             return None
         try:
             page = ProgressPage("Restore Progress", _PROGRESS, f"{_NOT_RECOVERED} {_AGAIN}")
-            outcome: Outcome = await self.perform(page, self.story.restore(set, backup))
+            outcome: Outcome = await self.perform(page, self.story.restore(set, backup, self.secrets))
         except Exception as error:
             await self.ask(self.page_for(error, heading=_NOT_RECOVERED, changed=_PARTLY))
             return None

@@ -2,9 +2,9 @@
 
 import os
 import textwrap
-from asyncio import Future
+from asyncio import Future, to_thread
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from threading import Event
 from time import monotonic
@@ -523,3 +523,84 @@ class Browse(Page[str]):
     def on_input_submitted(self, message: Input.Submitted) -> None:
         if message.value.strip():
             self.answer(message.value.strip())
+
+
+class Passphrase(Page["bytes | None"]):
+    """Asks for the passphrase of an encrypted volume: once where it can be tried, twice where it will be a new one.
+
+    Answers None when a new header is wanted in place of the saved one.
+    """
+
+    HEADING = "Encrypted volume"
+    BINDINGS = key("f7", "show", "Show") + key("f8", "answer(None)", "New Header")
+    EXPLANATION = (
+        "An encrypted volume needs its passphrase: to be made again, and once more to be filled with its files. It is "
+        "kept in this computer's memory until the next start, and nowhere else.\n\n"
+        "Where the backup is connected, the volume gets the header that was saved with it, so that all its old "
+        "passphrases and keys open it. Without that, it gets a new header with the passphrase that you type.\n\n"
+        "Keys are those of a US keyboard. F7 shows what you type, so that you can make sure."
+    )
+
+    def __init__(self, name: str, *, opens: "Callable[[bytes], bool] | None", first: str, renew: bool = False,
+                 warning: str = ""):
+        super().__init__()
+        self.name_of_volume = name
+        self.opens = opens                     # None: a new passphrase
+        self.first = first                     # why it is asked for
+        self.renew = renew                     # a new header may be chosen
+        self.WARNING = warning
+
+    def content(self) -> Iterable[Widget]:
+        yield text(self.first)
+        yield text(f"      Volume       {shortened(self.name_of_volume, TEXT_WIDTH - 19)}")
+        yield text("Passphrase:" if self.opens else "New passphrase, twice:", "heading")
+        for _ in range(1 if self.opens else 2):
+            field = Field(password=True, select_on_focus=False)
+            field.cursor_blink = False
+            yield field
+        yield Lines(2)
+
+    def show_keys(self) -> None:
+        renew = "  F8=New Header" if self.renew else ""
+        self.bar.show(f"ENTER=Continue  F7=Show{renew}  F1=Help  F3=Quit")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.renew if action == "answer" else super().check_action(action, parameters)
+
+    def action_show(self) -> None:
+        for field in self.query(Field):
+            field.password = not field.password
+
+    def on_mount(self) -> None:
+        self.show_keys()
+        self.query(Field).first().focus()
+
+    @work(exclusive=True)
+    async def on_input_submitted(self, message: Input.Submitted) -> None:
+        fields = list(self.query(Field))
+        typed = {field.value for field in fields}
+        passphrase = message.value.encode()
+        if not passphrase:
+            self.query_one(Lines).show("Type the passphrase, then press ENTER.")
+        elif message.input is not fields[-1]:
+            fields[-1].focus()
+        elif len(typed) > 1:
+            self.query_one(Lines).show("The two are not the same. Type them again.")
+            self._again(fields)
+        elif self.opens is None:
+            self.answer(passphrase)
+        else:
+            self.query_one(Lines).show("Please wait while Setup tries this passphrase...")
+            try:
+                good = await to_thread(self.opens, passphrase)
+            except Exception as error:
+                return self.fail(error)
+            if good:
+                return self.answer(passphrase)
+            self.query_one(Lines).show("This passphrase does not open the volume.")
+            self._again(fields)
+
+    def _again(self, fields: list[Field]) -> None:
+        for field in fields:
+            field.value = ""
+        fields[0].focus()

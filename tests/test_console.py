@@ -25,14 +25,16 @@ from textual.widgets import Input
 import bootenv.run
 from bootenv import errors
 from bootenv.asr_disk import AsrDisk
+from bootenv.backup import Entry
+from bootenv.check import LOSS, Finding
 from bootenv.events import Difference, Progress
-from bootenv.layout import Disk, Layout, Mount
+from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
 from bootenv.prepare import Destination, Survey, label_of
-from bootenv.recover import Check
+from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.sif import AsrSet, BackupReference, write_sif
-from console import prepare, recover, restore, screens
+from console import files, prepare, recover, restore, screens
 from console.__main__ import main, stage
 from console.app import SetupApp
 from console.widgets import Gauge, Listing, drawable, half_blocks
@@ -60,7 +62,9 @@ DIFFERENCES = tuple(Difference(f"home/user/film{n}.mkv", "Its data is damaged in
 RECOVERED = Outcome("recovered", (), 85.0, 6083, 285766656, "/var/log/asr/report.txt")
 SURVEY = Survey(
     draft=replace(SET, id="", backup=BackupReference()),
-    left_out=(Difference("/srv/data", "/dev/vdc1 [ext4] is not on a disk that the system needs."),), used=1900 << 20)
+    left_out=(Difference("/srv/data", "/dev/vdc1 [ext4] is not on a disk that the system needs."),), used=1900 << 20,
+    findings=(Finding("/dev/vda", "[gpt] 3072 MB"),
+              Finding("/srv/data", "/dev/vdc1 [ext4]", LOSS, "It is not on a disk that the system needs.")))
 DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20)
 
 
@@ -86,7 +90,8 @@ def boot_recovery(**changes):
         "find_set": lambda: DISK,
         "checks": lambda disk, **_: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
         "match_disks": lambda disk: Match((BLANK,), LAYOUT),
-        "recover": lambda disk, match: working(FORMATTING, COPYING),
+        "locks": lambda _: (),
+        "recover": lambda disk, match, secrets: working(FORMATTING, COPYING),
         "restart": Counted(),
     } | changes)
 
@@ -99,7 +104,8 @@ def os_restore(**changes):
             Check("Backup of this set")]),
         "find_backup": lambda set: FOUND,
         "open_backup": lambda path, set: replace(FOUND, place=path),
-        "restore": lambda set, backup: working(RESTORING, outcome=RECOVERED),
+        "locks": lambda _: (),
+        "restore": lambda set, backup, secrets: working(RESTORING, outcome=RECOVERED),
         "restart": Counted(),
     } | changes)
 
@@ -255,6 +261,9 @@ def failed(error, *offers, **said):
     return screens.ErrorPage(error, *offers, **said)
 
 
+SAVED = Lock(LuksContainer("c1", "d/3", "sda3_crypt", 500 << 30, slots=2, tokens=("systemd-tpm2",)), header=True)
+LOST = replace(SAVED, header=False)
+
 # name of the golden: (the page, what it says when it is ready, the story behind it)
 PAGES = {
     "02-inspecting": (lambda: recover.Inspecting(Path("/nonexistent")), "inspecting", None),
@@ -273,12 +282,18 @@ PAGES = {
         Check("Hard disks: 1 of 1 found")])), "seconds", None),
     "07-disks": (lambda: recover.Disks(Match((BLANK,), LAYOUT)), "continues", None),
     "07-disks-consent": (lambda: recover.Disks(Match((BLANK, FOREIGN), LAYOUT)), "CAUTION", None),
+    "07-passphrase": (lambda: screens.Passphrase("sda3_crypt  512000 MB", opens=lambda _: True,
+                                                 first=recover._SAVED_HEADER, renew=True), "one of its", None),
+    "07-new-passphrase": (lambda: screens.Passphrase("sda3_crypt  512000 MB", opens=None,
+                                                     first=recover._new_header(LOST)), "twice", None),
     "08-format": (lambda: at_work(recover.Preparing(), FORMATTING), "37%", None),
     "09-copy": (lambda: at_work(recover.Preparing(), COPYING), "37%", None),
     "10-reboot": (recover.Reboot, "15 seconds", None),
     "11-wizard": (lambda: restore.WizardWelcome(SET), "Seconds left", os_restore()),
     "11-wizard-not-ready": (lambda: restore.WizardWelcome(SET), "looks again", os_restore(
         checks=lambda set: iter([Check("Backup of this set", DISK_ERRORS["error-backup-not-found"][0])]))),
+    "11-passphrase": (lambda: screens.Passphrase("sda3_crypt  512000 MB", opens=lambda _: True,
+                                                 first=restore._UNLOCK), "goes on", None),
     "12-source": (lambda: restore.Source(SET, lambda: FOUND, True), "10 seconds", os_restore()),
     "12-browse": (lambda: screens.Browse("Browse for the backup", restore._BROWSE, "/run/backup"), "/run/backup", None),
     "13-completing": (lambda: restore.Completing(SET, FOUND, True), "by itself", None),
@@ -303,15 +318,33 @@ PAGES = {
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
+    "23-searching": (lambda: files.Searching(), "looking", None),
+    "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))]), "from which", None),
+    "24-tree": (lambda: files.Tree("b", [b"etc/hosts"]), "home", None),
+    "25-restored": (lambda: files.Restored("/run/asr/volumes/vda2/", RESTORING, DIFFERENCES), "differences", None),
     "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
     **{name: (lambda error=error: failed(*error), "Error ASR", None) for name, error in DISK_ERRORS.items()},
 }
+
+
+BACKUP = {
+    b"": [Entry(b"etc", "d", 0), Entry(b"home", "d", 0), Entry(b"swapfile", "f", 2 << 30), Entry(b"vmlinuz", "l", 0)],
+    b"etc": [Entry(b"ssh", "d", 0), Entry(b"hostname", "f", 7), Entry(b"hosts", "f", 123_456)],
+    b"etc/ssh": [Entry(b"n\xffme \xe2\x98\x83 of a file", "f", 1)],
+    b"home": [Entry(b"user%d" % n, "d", 0) for n in range(30)],
+}
+
+
+def in_backup(backup, directory):
+    return BACKUP[directory]
 
 
 @pytest.mark.parametrize("name", PAGES)
 async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(bootenv.run, "LOG", Path("/run/asr/setup.log"))
     monkeypatch.setattr(screens, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(files.story, "entries", in_backup)
+    monkeypatch.setattr(files.story, "backups", lambda: time.sleep(1) or [])
     page, ready, story = PAGES[name]
     app = OnePage(page(), story)
     if name[:2] in ("18", "19", "20", "21", "22"):
@@ -365,7 +398,83 @@ async def test_f6_says_honestly_that_there_are_no_drivers_to_add(tmp_path):
         await until(pilot, "Press F2")
 
 
-@pytest.mark.parametrize("key", ["r", "V", "p"])
+# Single files
+
+@pytest.fixture
+def single_files(monkeypatch):
+    """bootenv.files with nothing behind it; what was asked to be restored."""
+    asked = []
+
+    def extract(backup, paths, folder):
+        asked.append((backup, paths, folder))
+        return working(RESTORING, outcome=DIFFERENCES[:1])
+
+    for name, function in {"backups": lambda: [FOUND], "entries": in_backup, "extract": extract,
+                           "forget": lambda: asked.append("forgot")}.items():
+        monkeypatch.setattr(files.story, name, function)
+    return asked
+
+
+async def to_the_tree(pilot):
+    await welcome(pilot)
+    await pilot.press("r")
+    await until(pilot, "from which backup")
+    assert_canvas(pilot.app)
+    await pilot.press("enter")
+    await until(pilot, "vmlinuz")
+
+
+async def test_r_restores_the_files_that_are_marked_in_a_tree(single_files, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_the_tree(pilot)
+        await pilot.press("enter")
+        await until(pilot, "hostname")
+        await pilot.press("down", "right")
+        await until(pilot, "n?me ? of a file")
+        await pilot.press("down", "space", "down", "down", "space")
+        await until(pilot, "2 marked")
+        assert_canvas(pilot.app)
+        await pilot.press("r")
+        await until(pilot, "Where to?")
+        await pilot.press(*"vda2", "enter")
+        await until(pilot, "1 differences")
+        assert "They are in /run/asr/volumes/vda2" in screen_text(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "Welcome to Setup")
+    assert single_files == [
+        (FOUND.path, (b"etc/hosts", b"etc/ssh/n\xffme \xe2\x98\x83 of a file"), "/run/asr/volumes/vda2"), "forgot"]
+
+
+async def test_left_closes_the_directory_around_and_nothing_is_restored_unmarked(single_files, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_the_tree(pilot)
+        await pilot.press("down", "enter")
+        await until(pilot, "user9")
+        await pilot.press(*["down"] * 20)
+        await until(pilot, "user19")
+        await pilot.press("r", "left")
+        await until(pilot, "vmlinuz")
+        assert "user" not in screen_text(pilot.app)
+        await pilot.press("space", "space", "r", "escape")
+        await until(pilot, "from which backup")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+    assert single_files == ["forgot"]
+
+
+async def test_a_place_that_will_not_do_can_be_named_again(single_files, monkeypatch, tmp_path):
+    monkeypatch.setattr(files.story, "extract", lambda *_: working(errors.DestinationRefused("Not there.")))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_the_tree(pilot)
+        await pilot.press("space", "r")
+        await until(pilot, "Where to?")
+        await pilot.press("x", "enter")
+        await until(pilot, "Not there.")
+        await pilot.press("enter")
+        await until(pilot, "1 marked")
+
+
+@pytest.mark.parametrize("key", ["V", "p"])
 async def test_what_is_not_built_yet_says_so_and_goes_back(key, tmp_path):
     async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
@@ -446,7 +555,7 @@ async def test_without_its_backup_nothing_is_formatted_until_f8(tmp_path):
         missing = errors.BackupNotFound("The backup was not found.")
         yield Check("Backup of this set", None if without_backup else missing)
 
-    story = boot_recovery(checks=checks, recover=lambda disk, match: working(outcome=written.append(match)))
+    story = boot_recovery(checks=checks, recover=lambda disk, match, secrets: working(outcome=written.append(match)))
     async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
         await pilot.press("f2")
@@ -459,10 +568,62 @@ async def test_without_its_backup_nothing_is_formatted_until_f8(tmp_path):
     assert len(written) == 1
 
 
+async def test_a_saved_header_wants_one_of_its_passphrases(tmp_path):
+    given = []
+    story = boot_recovery(locks=lambda disk: (SAVED,), opens=lambda lock, passphrase: passphrase == b"right one",
+                          recover=lambda disk, match, secrets: working(outcome=given.append(secrets)))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "header that was saved")
+        await pilot.press("enter")
+        await until(pilot, "Type the passphrase, then")
+        await pilot.press(*"wrong", "enter")
+        await until(pilot, "does not open the volume")
+        assert "wrong" not in screen_text(pilot.app)
+        await pilot.press(*"right", "space", *"one", "f7")
+        await until(pilot, "right one")
+        assert given == []
+        await pilot.press("enter")
+        await until(pilot, "being restarted")
+    assert given == [{"c1": b"right one"}]
+
+
+async def test_a_new_header_wants_its_passphrase_twice(tmp_path):
+    given, renewed = [], []
+    story = boot_recovery(locks=lambda disk: (SAVED,), opens=lambda lock, passphrase: False, renew=renewed.append,
+                          recover=lambda disk, match, secrets: working(outcome=given.append(secrets)))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "F8=New Header")
+        await pilot.press("f8")
+        await until(pilot, "New passphrase, twice")
+        await pilot.press(*"one", "enter", *"other", "enter")
+        await until(pilot, "not the same")
+        assert given == []
+        await pilot.press(*"one", "enter", *"one", "enter")
+        await until(pilot, "being restarted")
+    assert renewed == [SAVED]
+    assert given == [{"c1": b"one"}]
+
+
+async def test_the_wizard_asks_for_the_passphrase_before_anything_counts_down(tmp_path):
+    given = []
+    story = os_restore(locks=lambda set: (SAVED,), opens=lambda set, lock, secrets, passphrase: passphrase == b"good",
+                       restore=lambda set, backup, secrets: working(outcome=given.append(secrets) or RECOVERED))
+    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "sda3_crypt")
+        await asyncio.sleep(0.3)
+        await pilot.press(*"good", "enter")
+        await until(pilot, "being restarted")
+    assert given == [{"c1": b"good"}]
+
+
 async def test_a_disk_with_other_content_waits_for_f8(tmp_path):
     written = []
     story = boot_recovery(match_disks=lambda disk: Match((FOREIGN,), LAYOUT),
-                          recover=lambda disk, match: working(outcome=written.append(match)))
+                          recover=lambda disk, match, secrets: working(outcome=written.append(match)))
     async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
         await pilot.press("f2")
@@ -482,7 +643,7 @@ async def test_a_disk_with_other_content_waits_for_f8(tmp_path):
     (ZeroDivisionError("division by zero"), "unexpected error"),
 ])
 async def test_a_failure_while_disks_are_written_is_never_a_success(error, seen, tmp_path):
-    story = boot_recovery(recover=lambda disk, match: working(FORMATTING, error))
+    story = boot_recovery(recover=lambda disk, match, secrets: working(FORMATTING, error))
     async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
         await pilot.press("f2")
@@ -502,6 +663,9 @@ async def test_os_restore_goes_through_by_itself_and_restarts_once():
     app = restore.RestoreApp(os_restore(), tick=0.001)
     async with app.run_test(size=(80, 25)) as pilot:
         await until(pilot, "being restarted")
+        async with asyncio.timeout(10):
+            while not app.story.restart.times:
+                await asyncio.sleep(0.02)
     assert app.story.restart.times == 1
 
 
@@ -560,7 +724,7 @@ async def test_another_sets_backup_is_refused():
 
 @pytest.mark.parametrize("error", [errors.DamagedBackup("Nothing can be read."), OSError("disk is gone")])
 async def test_a_restore_that_fails_waits_for_a_key_and_says_so(error):
-    story = os_restore(restore=lambda set, backup: working(RESTORING, error))
+    story = os_restore(restore=lambda set, backup, secrets: working(RESTORING, error))
     async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "NOT been recovered")
         await asyncio.sleep(0.1)
@@ -571,7 +735,7 @@ async def test_a_restore_that_fails_waits_for_a_key_and_says_so(error):
 
 
 async def test_a_result_that_is_no_success_waits_for_a_key():
-    story = os_restore(restore=lambda set, backup: working(outcome=replace(RECOVERED, result="failed")))
+    story = os_restore(restore=lambda set, backup, secrets: working(outcome=replace(RECOVERED, result="failed")))
     async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "NOT been recovered")
         await asyncio.sleep(0.1)
@@ -606,7 +770,7 @@ async def test_a_flood_of_progress_is_drawn_ten_times_a_second_and_no_difference
                 yield Difference(str(n), "why")
         return RECOVERED
 
-    app = restore.RestoreApp(os_restore(restore=lambda set, backup: flood()), tick=0.001)
+    app = restore.RestoreApp(os_restore(restore=lambda set, backup, secrets: flood()), tick=0.001)
     async with app.run_test(size=(80, 25)) as pilot:
         pages = []
         monkeypatch.setattr(app, "perform", lambda page, events: pages.append(page) or SetupApp.perform(
@@ -619,7 +783,7 @@ async def test_a_flood_of_progress_is_drawn_ten_times_a_second_and_no_difference
 async def test_work_goes_on_under_help_and_what_comes_next_is_seen(tmp_path):
     go_on = threading.Event()
 
-    def slow(disk, match):
+    def slow(disk, match, secrets):
         yield COPYING
         assert go_on.wait(10)
 

@@ -1,0 +1,277 @@
+"""Single files from a backup: choose the backup, mark files in its tree, say where to."""
+
+import asyncio
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import work
+from textual.strip import Strip
+from textual.widget import Widget
+
+from bootenv import files as story
+from bootenv.errors import AsrError
+from bootenv.events import Difference, Progress
+
+from .screens import Browse, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .widgets import TEXT_WIDTH, Lines, Listing, drawable, shortened
+
+if TYPE_CHECKING:
+    from .app import SetupApp
+
+_CURSOR = Style(color="black", bgcolor="white")
+_BROWSE = "?"
+_WARNING = "Nothing was restored yet."
+
+
+async def restore_files(app: "SetupApp") -> None:
+    """From the Welcome page and back to it."""
+    try:
+        found = await app.ask(Searching())
+        while backup := await chosen(app, found):
+            marked: tuple[bytes, ...] = ()
+            while marked := await app.ask(Tree(backup, marked)):
+                folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
+                if folder and await restored(app, backup, marked, folder):
+                    return
+    except Exception as error:
+        await app.ask(app.page_for(error, "cancel"))
+    finally:
+        await asyncio.to_thread(story.forget)
+
+
+async def chosen(app: "SetupApp", found: "list[story.FoundBackup]") -> str:
+    """A backup's path, "" to go back."""
+    while (answer := await app.ask(Backups(found))) == _BROWSE:
+        if path := await app.ask(Browse("Another backup", "Type the path of the backup's file.", f"{story.FOLDER}/")):
+            return path
+    return answer
+
+
+async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder: str) -> bool:
+    """False: it can't be put there, and another place may do."""
+    page = ProgressPage("Restoring files", "The files that you marked are restored, and nothing else.",
+                        "Files that are restored already stay.")
+    try:
+        differences = await app.perform(page, story.extract(backup, marked, folder))
+    except AsrError as error:
+        return await app.ask(app.page_for(error, "cancel")) == "cancel"
+    await app.ask(Restored(folder, page.copied, differences))
+    return True
+
+
+_WHERE = (
+    "Type the folder that the files are put into. Below it they have the same paths as in the backup, and replace what "
+    "is there.\n\nThe volumes of this computer are in {folder}, by the names of their devices. To put the files where "
+    "they were, name the folder of the volume alone."
+)
+
+
+class Searching(Page["list[story.FoundBackup]"]):
+    """Looks for backups."""
+
+    HEADING = "Setup is looking for backups..."
+    EXPLANATION = "Setup looks on every volume of this computer, and changes nothing on them."
+
+    def on_mount(self) -> None:
+        self.look()
+
+    @work
+    async def look(self) -> None:
+        try:
+            self.answer(await asyncio.to_thread(story.backups))
+        except Exception as error:
+            self.fail(error)
+
+
+class Marks(Listing):
+    """A list box with a line that is chosen."""
+
+    def __init__(self, lines: Sequence[str], *, height: int):
+        super().__init__(lines, height=height)
+        self.chosen = 0
+
+    def show(self, lines: Sequence[str]) -> None:
+        self.lines = [drawable(line) for line in lines]
+        self._move(0)
+        self.refresh()
+
+    def _move(self, by: int) -> None:
+        self.chosen = max(0, min(self.chosen + by, len(self.lines) - 1))
+        self.top = max(0, min(self.top, self.chosen, len(self.lines) - self.rows), self.chosen - self.rows + 1)
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        if y - 1 + self.top != self.chosen or not 0 < y <= self.rows or not self.lines:
+            return strip
+        line = strip.text
+        return Strip([Segment(line[:1], self.rich_style), Segment(line[1:-1], _CURSOR),
+                      Segment(line[-1:], self.rich_style)])
+
+
+class Backups(Page[str]):
+    """Which backup? Answers its path, _BROWSE to name another, "" to go back."""
+
+    HEADING = "Restore single files: from which backup?"
+    BINDINGS = (
+        key("enter", "choose", "Choose")
+        + key("b", "answer('?')", "Browse")
+        + key("escape", "answer('')", "Cancel")
+    )
+    EXPLANATION = (
+        "The list has each backup of an ASR set that was found on this computer's volumes. The arrow keys move, ENTER "
+        "takes the one that is shown in reverse.\n\nTo name a backup that is not in the list, press B."
+    )
+    WARNING = _WARNING
+
+    def __init__(self, found: Sequence[story.FoundBackup]):
+        super().__init__()
+        self.found = found
+
+    def content(self) -> Iterable[Widget]:
+        lines = [f"{when(b.set.created)}  {b.set.host}  {shortened(b.place, 40)}" for b in self.found]
+        yield Marks(lines or ["No backup was found."], height=12)
+        yield bullets("To look into a backup, press ENTER.", "To name another one, press B.")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.found) if action == "choose" else super().check_action(action, parameters)
+
+    def action_choose(self) -> None:
+        self.answer(self.found[self.query_one(Marks).chosen].path)
+
+
+class Node:
+    """A line of the tree."""
+
+    def __init__(self, path: bytes, depth: int, kind: str, size: int):
+        self.path, self.depth, self.kind, self.size = path, depth, kind, size
+        self.open = False
+
+
+class Tree(Page[tuple[bytes, ...]]):
+    """Marks files and directories in a backup. Answers their paths, () to choose another backup."""
+
+    HEADING = "Which files?"
+    BINDINGS = (key("enter", "unfold", "Open") + key("right", "unfold") + key("left", "fold")
+                + key("space", "mark", "Mark") + key("r", "restore", "Restore") + key("escape", "answer(())", "Back"))
+    EXPLANATION = (
+        "ENTER opens the directory that is shown in reverse, and closes it again; LEFT closes the one around. SPACE "
+        "marks a file, or a directory with all that is in it, with *. R goes on with what is marked.\n\n"
+        "What is opened is read from the backup's index; the rest of the backup is not read."
+    )
+    WARNING = _WARNING
+
+    def __init__(self, backup: str, marked: Iterable[bytes] = ()):
+        super().__init__()
+        self.backup = backup
+        self.nodes: list[Node] = []
+        self.marked = set(marked)
+
+    def content(self) -> Iterable[Widget]:
+        yield Marks(["Reading the backup's index..."], height=15)
+        yield Lines(1)
+
+    def on_mount(self) -> None:
+        self.read(-1)
+
+    @property
+    def here(self) -> int:
+        return self.query_one(Marks).chosen
+
+    @work(exclusive=True)
+    async def read(self, at: int) -> None:
+        """Put the content of the directory at a line below it; -1: of the whole backup."""
+        above = self.nodes[at].path if at >= 0 else b""
+        try:
+            entries = await asyncio.to_thread(story.entries, self.backup, above)
+        except Exception as error:
+            return self.fail(error)
+        depth = self.nodes[at].depth + 1 if at >= 0 else 0
+        self.nodes[at + 1:at + 1] = [Node((above and above + b"/" + e.name) or e.name, depth, e.kind, e.size)
+                                     for e in entries]
+        if at >= 0:
+            self.nodes[at].open = True
+        self.show_nodes()
+
+    def show_nodes(self) -> None:
+        self.query_one(Marks).show([self._line(node) for node in self.nodes] or ["The backup holds nothing."])
+        count = len(self.marked)
+        self.query_one(Lines).show(f"{count:,} marked. To restore what is marked, press R." if count else
+                                   "To mark what is to be restored, press SPACE.")
+        self.show_keys()
+
+    def _line(self, node: Node) -> str:
+        mark = "*" if self._is_marked(node.path) else " "
+        fold = "  " if node.kind != "d" else "- " if node.open else "+ "
+        size = f"{node.size:>15,}" if node.kind == "f" else " " * 15
+        name = os.fsdecode(node.path.rpartition(b"/")[2]).encode(errors="replace").decode()
+        room = TEXT_WIDTH - 4 - 2 - 15 - 1
+        return f"{mark} {shortened('  ' * node.depth + fold + name, room):<{room}} {size}"
+
+    def _is_marked(self, path: bytes) -> bool:
+        return path in self.marked or any(path.startswith(marked + b"/") for marked in self.marked)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "restore":
+            return bool(self.marked)
+        return super().check_action(action, parameters)
+
+    def action_unfold(self) -> None:
+        if not self.nodes or self.nodes[self.here].kind != "d":
+            return
+        if self.nodes[self.here].open:
+            self._fold(self.here)
+        else:
+            self.read(self.here)
+
+    def action_fold(self) -> None:
+        """The directory at the cursor if it is open, else the one around it."""
+        at = self.here
+        if self.nodes and not self.nodes[at].open:
+            depth = self.nodes[at].depth
+            at = next((n for n in range(at, -1, -1) if self.nodes[n].depth < depth), at)
+        if self.nodes and self.nodes[at].open:
+            self._fold(at)
+
+    def _fold(self, at: int) -> None:
+        end = at + 1
+        while end < len(self.nodes) and self.nodes[end].depth > self.nodes[at].depth:
+            end += 1
+        del self.nodes[at + 1:end]
+        self.nodes[at].open = False
+        self.query_one(Marks).chosen = at
+        self.show_nodes()
+
+    def action_mark(self) -> None:
+        if self.nodes:
+            self.marked ^= {self.nodes[self.here].path}
+            self.show_nodes()
+
+    def action_restore(self) -> None:
+        self.answer(tuple(sorted(self.marked)))
+
+
+class Restored(Page[None]):
+    """How it ended."""
+
+    BINDINGS = key("enter", "answer(None)", "Continue")
+    EXPLANATION = "The list names each file that is missing or not as it was in the backup. The log has it, too."
+
+    def __init__(self, folder: str, copied: Progress, differences: Sequence[Difference]):
+        super().__init__()
+        self.HEADING = f"Restored with {len(differences)} differences." if differences else "The files were restored."
+        self.folder, self.copied, self.differences = folder, copied, differences
+
+    def content(self) -> Iterable[Widget]:
+        yield text(f"They are in {shortened(self.folder, TEXT_WIDTH - 13)}")
+        if self.differences:
+            yield Listing([line for d in self.differences for line in difference_lines(d)], height=12)
+        yield bullets("To continue, press ENTER.")
+
+    def on_mount(self) -> None:
+        with suppress(IndexError):
+            self.query(Listing)[0].focus()
