@@ -81,6 +81,9 @@ class Machine:
     firmware: Literal["bios", "uefi", "secure"] = "bios"
     variables: Path | None = None                # UEFI variables that outlive the machine; made when missing
     boot: tuple[Literal["cdrom", "disk", "stick"], ...] = ("cdrom", "disk")
+    kernel: Path | None = None                   # started by the firmware itself, whatever is on the disks
+    initrd: Path | None = None                   # for that kernel
+    arguments: str = ""                          # its command line
 
 
 @dataclass(frozen=True)
@@ -241,9 +244,14 @@ class Guest:
         self.press(*text)
 
     def look(self) -> Screen:
-        """The text screen with its colours. Of no use while the guest shows graphics: see `screenshot`."""
+        """The text screen with its colours. Of no use while the guest shows graphics: see `screenshot`.
+
+        UEFI firmware has no text screen: there it is what a terminal on the serial port shows.
+        """
         memory = self.folder / "screen.memory"
         with self._looking:                        # a story and a monitor may look at the same time
+            if self.machine.firmware != "bios":
+                return self.serial.look()
             self.command("pmemsave", val=TEXT_MEMORY, size=ROWS * COLUMNS * 2, filename=str(memory))
             return parse_screen(memory.read_bytes())
 
@@ -355,9 +363,26 @@ class SerialConsole:
         self.log = folder / "serial.log"
         self.plug, self._input = os.pipe()          # the guest's end and ours
         self._seen = 0
+        self._shown = 0                             # bytes that the terminal has had
+        self._terminal: Any = None
 
     def send(self, text: str) -> None:
         os.write(self._input, text.encode())
+
+    def look(self) -> Screen:
+        """What a terminal on this port shows, without colours. Raises ToolMissing without pyte, which is one."""
+        try:
+            import pyte
+        except ImportError:
+            raise ToolMissing("The terminal emulator pyte is not installed.", hint="Install pyte with pip.") from None
+        if not self._terminal:
+            self._terminal = pyte.ByteStream(pyte.Screen(COLUMNS, ROWS))
+        with self.log.open("rb") as log:
+            log.seek(self._shown)
+            written = log.read()
+        self._shown += len(written)
+        self._terminal.feed(written)
+        return Screen("\n".join(self._terminal.listener.display), bytes(ROWS * COLUMNS))
 
     def expect(self, pattern: Pattern, seconds: float) -> str:
         """Wait for the pattern in what came since the last `expect`; returns all up to its end. Raises NotSeen."""
@@ -426,6 +451,7 @@ def command_line(machine: Machine, socket: Path, folder: Path) -> tuple[str, ...
         "-rtc", "base=utc,clock=host",
         *_firmware(machine, folder),
         "-boot", "strict=on",                             # nothing boots but what machine.boot names
+        *_kernel(machine),
         "-S", "-chardev", f"socket,id=qmp,path={socket}", "-mon", "chardev=qmp,mode=control",
         "-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial",
         *_options("-blockdev", _nodes(machine)),
@@ -455,6 +481,13 @@ def _firmware(machine: Machine, folder: Path) -> tuple[str, ...]:
         "-drive", f"if=pflash,unit=1,format=raw,file={variables}",
         "-device", "isa-fdc",                                         # pc has one, q35 not
     )
+
+
+def _kernel(machine: Machine) -> Iterator[str]:
+    if machine.kernel:
+        yield from ("-kernel", str(machine.kernel), "-append", machine.arguments)
+        if machine.initrd:
+            yield from ("-initrd", str(machine.initrd))
 
 
 def _nodes(machine: Machine) -> Iterator[Mapping[str, object]]:

@@ -1,7 +1,6 @@
 """The comparison that end-to-end tests trust sees every kind of change, on trees and disks small enough to be fast."""
 
 import os
-import random
 import stat
 import subprocess
 from pathlib import Path
@@ -9,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from bootenv.rehearsal import MiB, make_disk
-from tests.vm.compare import Allowed, differences, digest, facts_of_disk, fstab, health, manifest, mtree, settings, walk
-from tests.vm.machines import Part, Sample, loop, make_difficult, mounted, run, write_table
+from tests.on_changes import CHANGES, DAMAGE
+from tests.uml import run_in_uml
+from tests.vm.compare import Allowed, differences, digest, mtree, walk
+from tests.vm.inside import fstab, settings, xfs_info
+from tests.vm.machines import MEMORY, make_difficult, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the machines it looks at do")
 
@@ -65,7 +67,7 @@ def same_bytes_new_inode(path: Path) -> None:
     os.setxattr(path, "user.note", note)
 
 
-CHANGES = {
+EDITS = {
     "existence": ("new", lambda path: path.touch()),
     "type": ("b", lambda path: (path.unlink(), os.mkfifo(path))),
     "mode": ("b", lambda path: path.chmod(0o4755)),
@@ -91,9 +93,9 @@ OTHERS = {"owner": "gid", "mtime": "time", "links": "nlink", "content": "sha256d
           "same file as": "nlink"}
 
 
-@pytest.mark.parametrize("property", CHANGES)
+@pytest.mark.parametrize("property", EDITS)
 def test_every_kind_of_change_is_seen(tree, property):
-    path, change = CHANGES[property]
+    path, change = EDITS[property]
     before = walk(tree)
     assert differences(before, walk(tree)) == []
     change(tree / path)
@@ -105,9 +107,9 @@ def test_every_kind_of_change_is_seen(tree, property):
     assert any(line.startswith(text) for line in found), found
 
 
-@pytest.mark.parametrize("property", [name for name in CHANGES if name != "allocated"])     # holes are not its business
+@pytest.mark.parametrize("property", [name for name in EDITS if name != "allocated"])     # holes are not its business
 def test_other_tools_see_it_too(tree, property):
-    path, change = CHANGES[property]
+    path, change = EDITS[property]
     before = mtree(tree)
     assert differences(before, mtree(tree)) == []
     change(tree / path)
@@ -139,6 +141,12 @@ def test_a_difference_is_allowed_by_path_and_property(tree):
 
 def test_names_that_do_not_print_are_quoted():
     assert differences({"/a\nb": {}, "/\udcff": {}}, {}) == ["'/a\\nb' is missing.", "'/\\udcff' is missing."]
+
+
+def test_of_a_list_only_what_differs_is_shown():
+    was = {"sda1": {"boot sector": ["a" * 300, "cluster 512"]}}
+    now = {"sda1": {"boot sector": ["a" * 300, "cluster 4096"]}}
+    assert differences(was, now) == ["sda1: boot sector was ['cluster 512'], is ['cluster 4096']."]
 
 
 def test_a_hole_and_its_zeros_have_one_content(tmp_path):
@@ -181,80 +189,48 @@ def test_every_difficult_file_has_its_name_in_both_looks(tmp_path):
 
 # Disks
 
-TINY = Sample(
-    head=("label: gpt", "label-id: 11111111-2222-3333-4444-555555555555"),
-    parts=(
-        Part(1, 2048, 16384, 'type=linux, name="one"',
-             ("mkfs.ext4", "-q", "-F", "-U", "11111111-2222-3333-4444-777777777777", "-L", "one"), "/"),
-        Part(3, 20480, 16384, 'type=linux, name="three"',
-             ("mkfs.ext4", "-q", "-F", "-U", "11111111-2222-3333-4444-666666666666"), "/home"),
-    ),
-    size=32 * MiB,
-)
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("changed")
+    images = [make_disk(folder / f"{number}.img", size * MiB) for number, size in enumerate((300, 160, 400, 400))]
+    return run_in_uml("tests.on_changes", "all", images, memory=MEMORY, seconds=900)
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    image = make_disk(tmp_path / "tiny.img", TINY.size)
-    write_table(TINY, image)
-    for part in TINY.parts:
-        with loop(image, part.start, part.size) as device:
-            run(*part.mkfs, device)
-    with mounted(TINY, image) as target:
-        (target / "etc").mkdir()
-        (target / "etc/fstab").write_text("UUID=11111111-2222-3333-4444-777777777777 / ext4 defaults 0 1\n"
-                                          "UUID=11111111-2222-3333-4444-666666666666 /home ext4 defaults 0 2\n")
-        (target / "home/file").write_text("at home")
-    return image
+@pytest.mark.disks
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_tables_and_file_systems_are_seen(changed, change):
+    assert any(line.startswith(CHANGES[change]) for line in changed["seen"][change]), changed["seen"][change]
 
 
-def test_files_are_found_under_their_mount_points(tiny):
-    files = manifest(tiny)
-    assert files["/home"]["mode"] == "0710"              # the directory that the mount hides
-    assert files["/home/."]["mode"] == "0755"
-    assert files["/home/file"]["size"] == 7
-    assert differences(files, manifest(tiny)) == []
+@pytest.mark.disks
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_seen(changed, damage):
+    assert any(line.startswith(DAMAGE[damage]) for line in changed["seen"][damage]), changed["seen"][damage]
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (("sfdisk", "--part-label", "{image}", "3", "drei"), "partition 3: name was three, is drei."),
-    (("sfdisk", "--part-attrs", "{image}", "1", "GUID:63"), "partition 1: attrs was None, is GUID:63."),
-    (("sfdisk", "--part-uuid", "{image}", "1", "99999999-2222-3333-4444-555555555555"), "partition 1: uuid was "),
-    (("sfdisk", "--part-type", "{image}", "1", "swap"), "partition 1: type was "),
-    (("sfdisk", "--delete", "{image}", "3"), "partition 3 is missing."),
-    (("sfdisk", "--disk-id", "{image}", "99999999-2222-3333-4444-555555555555"), "partition table: id was "),
-    (("tune2fs", "-L", "eins", "{device}"), "content of partition 1: LABEL was one, is eins."),
-    (("tune2fs", "-L", "M-CM-$", "{device}"), "content of partition 1: LABEL_ENC was one, is M-CM-\\x24."),
-    (("tune2fs", "-U", "99999999-2222-3333-4444-555555555555", "{device}"), "content of partition 1: UUID was "),
-    (("tune2fs", "-m", "2", "{device}"), "file system of partition 1: Reserved block count was 409, is 163."),
-    (("tune2fs", "-O", "project", "{device}"), "file system of partition 1: Filesystem features was "),
-    (("tune2fs", "-c", "30", "{device}"), "file system of partition 1: Maximum mount count was -1, is 30."),
-    (("mkfs.ext4", "-q", "-F", "-I", "512", "{device}"), "file system of partition 1: Inode size was 256, is 512."),
-])
-def test_changes_of_tables_and_file_systems_are_seen(tiny, change, said):
-    before = facts_of_disk(tiny)
-    assert differences(before, facts_of_disk(tiny)) == []
-    with loop(tiny, TINY.parts[0].start, TINY.parts[0].size) as device:
-        run(*(word.format(image=tiny, device=device) for word in change))
-    found = differences(before, facts_of_disk(tiny))
-    assert any(line.startswith(said) for line in found), found
+@pytest.mark.disks
+@pytest.mark.timeout(900)
+def test_two_looks_are_alike_and_nothing_is_wrong_with_what_is_well(changed):
+    assert (changed["same"], changed["well"]) == ([], [])
 
 
-def test_a_mount_changes_nothing_that_counts(tiny):
-    before = facts_of_disk(tiny)
-    with mounted(TINY, tiny) as target:
-        (target / "home/more").write_bytes(random.Random(1).randbytes(MiB))
-    assert differences(before, facts_of_disk(tiny)) == []
+@pytest.mark.disks
+@pytest.mark.timeout(900)
+def test_files_are_found_under_their_mount_points(changed):
+    assert set(changed["files"]) == {"/", "/home", "/boot/efi"}
+    assert changed["files"]["/"]["/home"]["mode"] == "0710"              # the directory that the mount hides
+    assert changed["files"]["/home"]["/."]["mode"] == "0755"
+    assert changed["files"]["/home"]["/file"]["size"] == 6
 
 
-def test_damage_is_seen(tiny):
-    assert health(tiny) == []
-    with loop(tiny, TINY.parts[1].start, TINY.parts[1].size) as device:
-        run("debugfs", "-w", "-R", "clri file", device)
-    assert len(health(tiny)) == 1
-
-
-def test_fstab_and_dumpe2fs_are_read():
-    assert fstab("# UUID=no /no\nUUID=ab-c / ext4\n/dev/sda /x\nUUID=d  /y  z\n") == {"ab-c": "/", "d": "/y"}
+def test_fstab_and_tools_are_read():
+    assert fstab("# UUID=no /no\n\nUUID=ab-c / ext4\n/dev/mapper/a  /x y  z 0 0\n") == [
+        ("UUID=ab-c", "/", "ext4"), ("/dev/mapper/a", "/x", "y", "z")]
     assert settings("Inode size:\t 256\nMount count:  3\nFilesystem features: b a\n") == {
         "Inode size": "256", "Filesystem features": "a b"}
+    assert xfs_info("meta-data=/dev/a   isize=512    agcount=4, agsize=25600 blks\n"
+                    "         =         sectsz=512   attr=2\nlog      =internal log   bsize=4096\n") == {
+        "meta-data isize": "512", "meta-data agcount": "4", "meta-data agsize": "25600", "meta-data sectsz": "512",
+        "meta-data attr": "2", "log bsize": "4096"}

@@ -69,5 +69,14 @@ def test_the_machine_starts_from_what_it_is_told_to(tmp_path):
     assert str(tmp_path / "b, c.img") in [node["file"]["filename"] for node in values_of("-blockdev", words)]
 
 
+def test_a_kernel_is_started_without_a_boot_loader(tmp_path):
+    words = command_line(Machine(kernel=tmp_path / "vmlinuz", initrd=tmp_path / "initrd", arguments="root=/dev/vda ro"),
+                         tmp_path / "qmp", tmp_path)
+    pairs = dict(pairwise(words))
+    assert (pairs["-kernel"], pairs["-initrd"]) == (str(tmp_path / "vmlinuz"), str(tmp_path / "initrd"))
+    assert pairs["-append"] == "root=/dev/vda ro"
+    assert "-kernel" not in command_line(Machine(), tmp_path / "qmp", tmp_path)
+
+
 def values_of(option, words):
     return [json.loads(word) for before, word in pairwise(words) if before == option]

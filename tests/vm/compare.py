@@ -1,27 +1,27 @@
-"""Holds one disk against another: every file, every partition, every file system, by our eyes and by others'.
+"""Holds one machine against another: every file, every device, every file system, by our eyes and by others'.
 
-All looks have the same shape, Facts: what was looked at -> property -> value. `differences` compares two of them.
+All facts have the same shape: what was looked at -> property -> value. `differences` compares two of them.
 
-    before, after = manifest(lost), manifest(recovered)
-    assert differences(before, after, [Allowed("/var/lib/systemd/random-seed", "every start writes a new one")]) == []
+    before, after = look(lost), look(recovered)
+    allowed = [Allowed("/var/lib/systemd/random-seed", "every start writes a new one")]
+    assert differences(before.files, after.files, allowed) == []
 """
 
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tests.vm.machines import SECTOR, loop, run
+from bootenv.rehearsal import Machine
+from tests.uml import run_in_uml
+from tests.vm.machines import MEMORY, run
 
 Facts = Mapping[str, Mapping[str, object]]
 
@@ -63,7 +63,7 @@ def _differences(before: Facts, after: Facts) -> Iterator[tuple[str, str, str]]:
             for property in sorted({*before[name], *after[name]}):
                 was, now = before[name].get(property), after[name].get(property)
                 if not (_roughly_equal(was, now) if property == "allocated" else was == now):
-                    yield name, property, f"{shown}: {property} was {_short(was)}, is {_short(now)}."
+                    yield name, property, f"{shown}: {property} was {_beside(was, now)}, is {_beside(now, was)}."
 
 
 def _roughly_equal(was: object, now: object) -> bool:
@@ -71,44 +71,36 @@ def _roughly_equal(was: object, now: object) -> bool:
     return isinstance(was, int) and isinstance(now, int) and abs(was - now) <= 32768 + was // 16
 
 
+def _beside(value: object, other: object) -> str:
+    """A value as a sentence has it: of a list only what the other doesn't have, lest `_short` leave that out."""
+    if isinstance(value, list) and isinstance(other, list):
+        value = [item for item in value if item not in other] or value
+    return _short(value)
+
+
 def _short(value: object) -> str:
     text = str(value) if isinstance(value, str | int | None) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
 
 
+@dataclass(frozen=True)
+class Look:
+    """All that can be seen of a machine that is switched off. A file is found under its path on the machine; a file
+    system's own root is "<mount point>/."."""
+
+    facts: Facts                    # of devices and file systems
+    health: list[str]               # what is wrong
+    files: Facts
+    second_opinion: Facts           # of files, by libarchive's mtree writer and getfattr
+
+
+def look(machine: Machine) -> Look:
+    """Its disks stay as they are."""
+    return Look(**run_in_uml("tests.vm.inside", "look", [drive.image for drive in machine.disks], keep=False,
+                             memory=MEMORY, seconds=900))
+
+
 # Files
-
-@contextmanager
-def disk(image: Path) -> Iterator[dict[str, Path]]:
-    """A disk's file systems, mounted read-only: mount point on the machine (from its fstab) -> directory here."""
-    with ExitStack() as stack:
-        tops: dict[str, Path] = {}
-        for number, start, size in partitions(image):
-            if probe(image, start, size).get("TYPE") == "ext4":
-                device = stack.enter_context(loop(image, start, size))
-                top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                # noload: the journal of a machine that was not switched off properly would be needed, see `health`.
-                run("mount", "-o", "ro,noload", device, str(top))
-                stack.callback(run, "umount", str(top))
-                tops[probe(image, start, size).get("UUID", str(number))] = top
-        root = next((top for top in tops.values() if (top / "etc/fstab").exists()), None)
-        points = fstab((root / "etc/fstab").read_text()) if root else {}
-        yield {points.get(uuid, f"/{uuid}"): top for uuid, top in tops.items()}
-
-
-def fstab(text: str) -> dict[str, str]:
-    """UUID -> mount point."""
-    return dict(re.findall(r"^UUID=(\S+)\s+(\S+)", text, re.MULTILINE))
-
-
-def manifest(image: Path) -> Facts:
-    """Every file on the disk under its path on the machine; a file system's own root is "<mount point>/."."""
-    facts: dict[str, Mapping[str, object]] = {}
-    with disk(image) as tops:
-        for point, top in tops.items():
-            facts |= {point.rstrip("/") + path: entry for path, entry in walk(top).items()}
-    return facts
-
 
 def walk(top: Path) -> Facts:
     """Every file under a directory, as "/path" (the directory itself is "/."), all that belongs to it but its name."""
@@ -204,15 +196,6 @@ def digest(file: int) -> str:
 MTREE = ("type", "mode", "uid", "gid", "size", "link", "device", "nlink", "time", "flags", "sha256")
 
 
-def second_opinion(image: Path) -> Facts:
-    """What libarchive's mtree writer and getfattr say of every file."""
-    facts: dict[str, Mapping[str, object]] = {}
-    with disk(image) as tops:
-        for point, top in tops.items():
-            facts |= {point.rstrip("/") + path: entry for path, entry in mtree(top).items()}
-    return facts
-
-
 def mtree(top: Path) -> Facts:
     """What libarchive's mtree writer and getfattr say of every file under a directory, names as they quote them."""
     text = run("bsdtar", "-c", "-f", "-", "--format=mtree", "-C", str(top),
@@ -233,63 +216,3 @@ def _unquoted(name: str) -> str:
     """The path behind ./a\\040b, as `walk` would give it."""
     path = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes((int(match[1], 8),)), os.fsencode(name)))
     return path.removeprefix(".") or "/."
-
-
-# Disks, partitions, file systems
-
-def partitions(image: Path) -> list[tuple[int, int, int]]:
-    """Number, start and size (sectors) of each partition but extended ones."""
-    table = json.loads(run("sfdisk", "--json", str(image)))["partitiontable"]
-    return [(int(part["node"].removeprefix(str(image)).lstrip("p")), part["start"], part["size"])
-            for part in table["partitions"] if part["type"] not in ("5", "f", "85")]
-
-
-def probe(image: Path, start: int, size: int) -> dict[str, str]:
-    """What blkid finds in a partition (sectors): TYPE, UUID_ENC, LABEL_ENC, ... as udev has them.
-
-    Encoded: of its plain words two labels can look the same and not be.
-    """
-    out = run("blkid", "--probe", "--output=udev", f"--offset={start * SECTOR}", f"--size={size * SECTOR}",
-              str(image), status=(0, 2))                             # 2: nothing
-    return dict(re.findall(r"^ID_FS_(\w+)=(.*)$", out, re.MULTILINE))
-
-
-# What dumpe2fs prints of a file system's use; all else is how it was made.
-IN_USE = re.compile(r"Last (mounted on|mount time|write time|checked)|Next check after|Mount count|Lifetime writes|"
-                    r"Free (blocks|inodes)|Filesystem (created|state)|Checksum|First orphan inode|Overhead clusters|"
-                    r"Journal (sequence|start|checksum|features)|Directory Hash Seed")
-
-
-def facts_of_disk(image: Path) -> Facts:
-    """Partition table, what is on each partition, and how its file system was made."""
-    table = json.loads(run("sfdisk", "--json", str(image)))["partitiontable"]
-    facts: dict[str, Mapping[str, object]] = {
-        "partition table": {key: value for key, value in table.items() if key not in ("device", "partitions")}}
-    for part in table["partitions"]:
-        name = "partition " + part.pop("node").removeprefix(str(image)).lstrip("p")
-        facts[name] = part
-        found = probe(image, part["start"], part["size"])
-        facts[f"content of {name}"] = found
-        if found.get("TYPE", "").startswith("ext"):
-            with loop(image, part["start"], part["size"]) as device:
-                facts[f"file system of {name}"] = settings(run("dumpe2fs", "-h", device))
-    return facts
-
-
-def settings(text: str) -> dict[str, object]:
-    """dumpe2fs's lines but those that tell of the file system's use."""
-    lines = (line.partition(":") for line in text.splitlines())
-    return {key: " ".join(sorted(value.split())) if "features" in key else value.strip()
-            for key, _, value in lines if key and not IN_USE.match(key)}
-
-
-def health(image: Path) -> list[str]:
-    """What fsck finds wrong on a disk that was switched off properly."""
-    wrong = []
-    for number, start, size in partitions(image):
-        if probe(image, start, size).get("TYPE", "").startswith("ext"):
-            with loop(image, start, size) as device:
-                found = run("e2fsck", "-f", "-n", device, status=(0, 4, 8, 12))
-                if "UNEXPECTED INCONSISTENCY" in found or "WARNING" in found or "skipping journal" in found:
-                    wrong.append(f"Partition {number}: {found}")
-    return wrong

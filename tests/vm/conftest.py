@@ -1,36 +1,13 @@
 """What tests with virtual machines start from: the medium, sample machines, disks that go when the test ends."""
 
-import fcntl
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bootenv.rehearsal import MiB, make_disk
+from bootenv.rehearsal import Machine, MiB, make_disk
 from tests.vm import machines
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recovery medium, built once in a run (or the one that ASR_ISO names)."""
-    if given := os.environ.get("ASR_ISO"):
-        return Path(given)
-    # Workers of one run share the directory above their own.
-    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else (
-        tmp_path_factory.getbasetemp())
-    built = shared / "asr-recovery.iso"
-    with (shared / "iso.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
-            subprocess.run((sys.executable, REPOSITORY / "build_iso.py", "--output", built), check=True,
-                           stdin=subprocess.DEVNULL)
-    return built
 
 
 @pytest.fixture
@@ -41,9 +18,9 @@ def disks() -> Iterator[Path]:
 
 
 @pytest.fixture
-def sample(disks: Path) -> Callable[[str], Path]:
-    """A sample machine's disk by its kind, to be used up."""
-    return lambda kind: machines.copy(machines.sample_machine(kind), disks / f"{kind}.img")
+def sample(disks: Path) -> Callable[[str], Machine]:
+    """A sample machine by its kind, to be used up."""
+    return lambda kind: machines.copy(machines.sample_machine(kind), disks / kind)
 
 
 @pytest.fixture

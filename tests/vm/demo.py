@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
+from bootenv.rehearsal import Guest, Machine, MiB, boot, make_disk
 from console.monitor import Monitor
 from tests.vm import machines, story
-from tests.vm.compare import differences, facts_of_disk, health, manifest
+from tests.vm.compare import differences, look
+from tests.vm.samples import SAMPLES
 
 KIND = "gpt"
 PATIENCE = 20                          # seconds for the reader to press a key before the demo does
@@ -35,26 +36,27 @@ def demo(iso: Path) -> int:
     with tempfile.TemporaryDirectory(dir=machines.cache(), prefix="demo-") as folder:
         here = Path(folder)
         with part("A small Debian machine is made and started once"):
-            lost = machines.copy(machines.sample_machine(KIND), here / "lost.img")
+            lost = machines.copy(machines.sample_machine(KIND), here / "lost")
         backup_disk = make_disk(here / "backup.img", 1024 * MiB)
         machines.run("mkfs.ext4", "-q", "-F", "-L", "BACKUP", str(backup_disk))
         machines.run("mkfs.fat", "-C", "-F", "12", str(here / "floppy.img"), "1440")
         floppy = here / "floppy.img"
         with part("It is prepared: a backup on its second disk, and an ASR disk"):
-            out.print(story.prepare(lost, backup_disk, floppy, iso, here / "prepare"), markup=False)
+            printed, _ = story.prepare(SAMPLES[KIND], lost, backup_disk, floppy, iso, here / "prepare")
+            out.print(printed, markup=False)
         with part("Its disk is lost; the recovery medium brings it back onto a blank one"):
-            blank = make_disk(here / "blank.img", machines.SAMPLES[KIND].size)
-            recover(Machine(disks=(Drive(blank), Drive(backup_disk)), cdrom=iso), floppy, here / "recover", out)
+            recovered = machines.blank(lost, here / "blank")
+            recover(story.with_medium(recovered, backup_disk, iso), floppy, here / "recover", out)
         with part("The lost and the recovered disk are compared"):
-            found = [*health(blank), *differences(facts_of_disk(lost), facts_of_disk(blank))]
-            before = manifest(lost)
-            found += differences(before, manifest(blank), story.EXPECTED)
+            before, after = look(lost), look(recovered)
+            found = [*after.health, *differences(before.facts, after.facts, story.EXPECTED_FACTS),
+                     *differences(before.files, after.files, story.EXPECTED)]
     table = Table("What", "Time", box=None)
     for title, seconds in times.items():
         table.add_row(title, f"{seconds:.0f} s")
     out.print(table)
-    out.print(f"Compared: partition table, file systems, and {len(before)} files and folders by type, mode, owner, "
-              "times, links, attributes, ACLs and content.")
+    out.print(f"Compared: partition table, file systems, and {len(before.files)} files and folders by type, mode, "
+              "owner, times, links, attributes, ACLs and content.")
     for sentence in found:
         out.print(sentence, markup=False)
     out.print(f"[bold]{len(found)} differences.[/]" if found else "[bold]The machine is as it was.[/]")
@@ -72,7 +74,7 @@ def recover(machine: Machine, floppy: Path, folder: Path, out: Console) -> None:
 
             story.recover(guest, floppy, seen=seen)
             story.restore(guest, seen=seen)
-        story.log_in(guest)
+        machines.log_in(guest, SAMPLES[KIND])
         out.print("Logged in on the recovered machine.")
         story.switch_off(guest)
 

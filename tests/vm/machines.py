@@ -2,7 +2,8 @@
 
 Nothing of the product has a hand in them, so that what it brings back can be held against what it never made:
 
-    disk = sample_machine("gpt")       # a path in the cache; copy it before it is booted
+    machine = copy(sample_machine("raid"), folder)     # to be booted, and used up
+    recovered = blank(machine, folder)                 # as many new disks of the same sizes
 """
 
 import fcntl
@@ -13,126 +14,79 @@ import stat
 import struct
 import subprocess
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
-from bootenv.rehearsal import Drive, Machine, MiB, boot, make_disk
+from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
+from tests.uml import run_in_uml, shell_in_uml
+from tests.vm.samples import HOSTNAME, KERNEL_ARGUMENTS, LEFT_OUT, PACKAGES, PASSPHRASE, PASSWORD, SAMPLES, Sample
 
-SUITE = "trixie"
-PASSWORD = "recovery"              # root's
-HOSTNAME = "sample"
-SECTOR = 512
-KERNEL_ARGUMENTS = "console=tty0 console=ttyS0 mitigations=off no_timer_check"
+MEMORY = 1024 * MiB                # of user-mode Linux: XFS and argon2 want some
 
-PACKAGES = ("systemd-sysv", "linux-image-amd64", "grub-pc", "initramfs-tools", "zstd", "e2fsprogs", "acl", "attr",
-            "libcap2-bin", "login", "passwd", "mount", "udev", "kmod", "procps")
-
-# Emulated machines copy some hundred files a second: what no sample needs stays out.
-LEFT_OUT = (
-    "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/bug/*",
-    "/usr/share/lintian/*", "/usr/share/zsh/*", "/usr/share/bash-completion/*", "/usr/share/zoneinfo/[A-TV-Z]*",
-    "/usr/lib/x86_64-linux-gnu/gconv/*",
-    *(f"/usr/lib/modules/*/kernel/{name}/*" for name in (
-        "sound", "samples", "net/bluetooth", "net/mac80211", "net/wireless", "net/netfilter", "net/ipv4/netfilter",
-        "net/ipv6/netfilter", "net/bridge", "net/sched", "net/tipc", "net/sctp", "net/batman-adv", "net/can",
-        "drivers/accessibility", "drivers/android", "drivers/bluetooth", "drivers/comedi", "drivers/gpu",
-        "drivers/hwmon", "drivers/i2c", "drivers/iio", "drivers/infiniband", "drivers/input/joystick",
-        "drivers/input/misc", "drivers/input/tablet", "drivers/input/touchscreen", "drivers/leds", "drivers/media",
-        "drivers/mfd", "drivers/net", "drivers/platform", "drivers/power", "drivers/regulator", "drivers/staging",
-        "drivers/thermal", "drivers/usb/gadget", "drivers/usb/misc", "drivers/usb/serial", "drivers/usb/typec",
-        "drivers/video", "drivers/w1", "drivers/watchdog",
-    )),
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A partition of a sample machine: a line of sfdisk's script, and what is on it."""
-
-    number: int
-    start: int                      # sectors
-    size: int                       # sectors
-    table: str                      # the rest of the script's line
-    mkfs: tuple[str, ...] = ()      # without the device
-    point: str = ""                 # mount point, or "none" for swap
-    options: str = "defaults"
-    check: int = 0                  # fstab's sixth field
-
-    @property
-    def uuid(self) -> str:
-        return self.mkfs[self.mkfs.index("-U") + 1]
-
-    @property
-    def type(self) -> str:
-        return "swap" if self.point == "none" else "ext4"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A kind of sample machine."""
-
-    head: tuple[str, ...]           # of sfdisk's script
-    parts: tuple[Part, ...]
-    size: int = 3072 * MiB
-
-    def part(self, point: str) -> Part:
-        return next(part for part in self.parts if part.point == point)
-
-
-def _uuid(name: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.sample.invalid"))
-
-
-def _root(name: str) -> tuple[str, ...]:
-    # Trixie's own defaults, whatever mke2fs this computer has.
-    return ("mkfs.ext4", "-q", "-F", "-O", "64bit,metadata_csum,metadata_csum_seed,orphan_file", "-I", "256",
-            "-U", _uuid(name), "-E", f"hash_seed={_uuid(name + '-hash')}")
-
-
-def _home(name: str) -> tuple[str, ...]:
-    # As little like a default as can be: blocks, inodes, reserve, features, label, check interval.
-    return ("mkfs.ext4", "-q", "-F", "-O",
-            "^64bit,^metadata_csum,^metadata_csum_seed,^orphan_file,^huge_file,uninit_bg,large_dir,ea_inode",
-            "-b", "2048", "-I", "512", "-i", "16384", "-m", "3", "-L", "home sweet home", "-U", _uuid(name),
-            "-E", f"hash_seed={_uuid(name + '-hash')},stride=4,stripe_width=16,nodiscard",
-            "-e", "remount-ro")
-
-
-def _swap(name: str) -> tuple[str, ...]:
-    return ("mkswap", "-q", "-L", "swäp", "-U", _uuid(name))
-
-
-# Numbers with gaps, order on disk unlike the numbers, starts off every alignment, names that need quoting, flags.
-SAMPLES = {
-    "gpt": Sample(
-        head=("label: gpt", f"label-id: {_uuid('gpt').upper()}", "first-lba: 34", "table-length: 128"),
-        parts=(
-            Part(1, 40, 2008, 'type=21686148-6449-6E6F-744E-656564454649, name="BIOS boot"'
-                              f", uuid={_uuid('gpt-1').upper()}"),
-            Part(3, 526336, 4194304, 'type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name="Débian  röot, \'1\'"'
-                                     f", uuid={_uuid('gpt-3').upper()}, attrs=\"LegacyBIOSBootable GUID:59\"",
-                 _root("gpt-root"), "/", "errors=remount-ro", 1),
-            Part(4, 4099, 262144, 'type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F'
-                                  f", uuid={_uuid('gpt-4').upper()}",
-                 _swap("gpt-swap"), "none", "sw"),
-            Part(7, 4720647, 819200, 'type=933AC7E1-2EB4-4F13-B844-0E14E2AEF915, name="/home Łukasz \\x22Ω\\x22"'
-                                     f", uuid={_uuid('gpt-7').upper()}, attrs=\"RequiredPartition GUID:48,63\"",
-                 _home("gpt-home"), "/home", "defaults,relatime", 2),
-        ),
-    ),
-    "mbr": Sample(
-        head=("label: dos", "label-id: 0x1badb002"),
-        parts=(
-            Part(1, 2048, 4194304, "type=83, bootable", _root("mbr-root"), "/", "errors=remount-ro", 1),
-            Part(3, 4196352, 1572864, "type=f"),
-            Part(5, 4198400, 262144, "type=82", _swap("mbr-swap"), "none", "sw"),
-            Part(6, 4462655, 819200, "type=83", _home("mbr-home"), "/home", "defaults,relatime", 2),
-        ),
-    ),
+# What the scripts call. The directory that a mount hides is to come back, too.
+TOOLS = r"""
+put() {                             # device, mount point, type, options, fsck's order: mounted, and into fstab
+    mkdir -p "/target$2"
+    if [ "$2" != / ]; then
+        chmod 0710 "/target$2"; chown 12:34 "/target$2"; touch -d @1111111111.123456789 "/target$2"
+    fi
+    mount -t "$3" -o "$4" "$1" "/target$2"
+    echo "$(name "$1") $2 $3 $4 0 $5" >>/fstab
 }
+name() {                            # as installers write it: a logical volume by its name, all else by UUID
+    case $1 in /dev/mapper/*) echo "$1" ;; *) echo "UUID=$(uuid "$1")" ;; esac
+}
+uuid() { blkid -p -o value -s UUID "$1"; }
+swap() { echo "$(name "$1") none swap sw 0 0" >>/fstab; }
+shim() {                            # UEFI's fallback loader, for the first start: file system of /boot, its place there
+    mkdir -p /target/boot/efi/EFI/BOOT /target/boot/efi/EFI/debian
+    cp /usr/lib/shim/shimx64.efi.signed /target/boot/efi/EFI/BOOT/BOOTX64.EFI
+    cp /usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed /target/boot/efi/EFI/BOOT/grubx64.efi
+    cat >/target/boot/efi/EFI/debian/grub.cfg <<END
+search --no-floppy --fs-uuid --set=root $(uuid "$1")
+linux $2/vmlinuz-$kernel $(cat "$folder/arguments")
+initrd $2/initrd.img-$kernel
+boot
+END
+}
+"""
+
+BEFORE = r"""
+udevadm settle
+root=$(awk '$2 == "/" { print "root=" $1; if ($3 == "btrfs") print "rootflags=subvol=@" }' /fstab)
+echo $root ro $arguments >$folder/arguments
+tar -x -f $tree -C /target --numeric-owner --xattrs --xattrs-include='*'
+echo $host >/target/etc/hostname
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' $host >/target/etc/hosts
+rm -f /target/etc/resolv.conf
+echo nameserver 192.0.2.53 >/target/etc/resolv.conf
+echo $host | md5sum | cut -c1-32 >/target/etc/machine-id
+if [ -d /target/etc/initramfs-tools ]; then      # emulated machines are slow
+    printf 'COMPRESS=zstd\nCOMPRESSLEVEL=1\n' >/target/etc/initramfs-tools/conf.d/compress
+fi
+if [ -d /target/boot/grub ]; then
+    printf 'GRUB_DEFAULT=0\nGRUB_TIMEOUT=1\nGRUB_DISTRIBUTOR=Debian\nGRUB_TERMINAL=console\nGRUB_CMDLINE_LINUX="%s"\n' \
+        "$arguments" >/target/etc/default/grub
+fi
+echo root:$password | chroot /target chpasswd --crypt-method SHA256
+# They would work at some moment of their own between two looks at the machine.
+systemctl --quiet --root=/target mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+    fstrim.timer systemd-tmpfiles-clean.timer
+for point in dev proc sys run; do mount --rbind /$point /target/$point; done
+"""
+AFTER = r"""
+cp /fstab /target/etc/fstab
+[ -z "$initramfs" ] || chroot /target $initramfs >&2
+cp /target/boot/vmlinuz-$kernel $folder/vmlinuz
+cp /target/boot/initrd.img-$kernel $folder/initrd
+for point in dev proc sys run; do umount -l /target/$point; done
+umount -R /target
+if command -v vgchange; then vgchange -an; fi
+if command -v cryptsetup; then for name in /dev/mapper/*_crypt; do [ ! -e $name ] || cryptsetup close $name; done; fi
+if command -v mdadm; then mdadm --stop --scan; fi
+"""
 
 
 def run(*argv: str, input: str = "", status: tuple[int, ...] = (0,)) -> str:
@@ -155,142 +109,108 @@ def cache() -> Path:
 
 
 def cached(name: str, key: str, build: Callable[[Path], object]) -> Path:
-    """The file that `build` makes, made once for each key; who comes second waits for the first."""
+    """The file or folder that `build` makes, made once for each key; who comes second waits for the first."""
     stem, dot, suffix = name.partition(".")
     made = cache() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}{dot}{suffix}"
     with (cache() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             for old in cache().glob(f"{stem}-*{dot}{suffix}"):
-                old.unlink()
+                run("rm", "-r", str(old))
             with tempfile.TemporaryDirectory(dir=cache()) as scratch:
                 build(Path(scratch) / name)
                 (Path(scratch) / name).rename(made)
     return made
 
 
-def copy(image: Path, to: Path) -> Path:
-    """A copy of a disk that keeps its holes, and shares blocks where the file system can."""
-    run("cp", "--sparse=always", "--reflink=auto", str(image), str(to))
-    return to
-
-
 # Building
 
-def sample_machine(name: str) -> Path:
-    """The disk of a sample machine, switched off after its first start. Needs root. Never boot it itself: `copy`."""
-    # What makes the image is this file, and the tree it starts from.
-    tree = base_tree()
-    return cached(f"{name}.img", f"{tree.name} {Path(__file__).read_text()}",
-                  lambda image: build_machine(SAMPLES[name], tree, image))
+def sample_machine(kind: str) -> Machine:
+    """A sample machine, switched off after its first start. Needs root. Never boot it itself: `copy`."""
+    sample = SAMPLES[kind]
+    tree = base_tree(kind)
+    # What makes the images is the tree they start from, its description, and this file.
+    folder = cached(f"{kind}.machine", f"{tree.name} {sample} {Path(__file__).read_text()}",
+                    lambda folder: build_machine(sample, tree, folder))
+    return machine(sample, folder)
 
 
-def base_tree() -> Path:
-    """A bootable trixie as a tar file."""
-    argv = ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}",
+def machine(sample: Sample, folder: Path) -> Machine:
+    """The machine whose disks and UEFI variables are in a folder."""
+    return Machine(
+        disks=tuple(Drive(folder / f"disk{number}.img") for number in range(len(sample.disks))), boot=("disk",),
+        firmware=sample.firmware, variables=None if sample.firmware == "bios" else folder / "variables.fd")
+
+
+def copy(machine: Machine, folder: Path) -> Machine:
+    """The machine with copies of its disks that keep their holes, and of its variables, in a new folder."""
+    folder.mkdir()
+    for file in (*(drive.image for drive in machine.disks), machine.variables):
+        if file:
+            run("cp", "--sparse=always", "--reflink=auto", str(file), str(folder))
+    return replace(machine, disks=tuple(replace(drive, image=folder / drive.image.name) for drive in machine.disks),
+                   variables=machine.variables and folder / machine.variables.name)
+
+
+def blank(machine: Machine, folder: Path) -> Machine:
+    """A computer of the same make: new disks of the same sizes, UEFI variables as the factory had them."""
+    folder.mkdir()
+    disks = [Drive(make_disk(folder / drive.image.name, drive.image.stat().st_size), serial=f"NEW{number}")
+             for number, drive in enumerate(machine.disks)]
+    return replace(machine, disks=tuple(disks), variables=machine.variables and folder / machine.variables.name)
+
+
+def base_tree(kind: str) -> Path:
+    """What a kind's packages install, as a tar file."""
+    sample = SAMPLES[kind]
+    argv = ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES + sample.packages)}",
             '--aptopt=APT::Install-Recommends "false"', *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
-            "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*", SUITE)
-    return cached("base.tar", repr(argv), lambda tar: run(*argv, str(tar)))
+            "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*",
+            *(("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",) if "usr-is-merged" in sample.packages else ()),
+            *((f"--essential-hook={sample.early}",) if sample.early else ()), sample.suite)
+    return cached(f"{kind}.tar", repr(argv), lambda tar: run(*argv, str(tar)))
 
 
-def build_machine(sample: Sample, tree: Path, image: Path) -> None:
-    make_disk(image, sample.size)
-    write_table(sample, image)
-    for part in sample.parts:
-        if part.mkfs:
-            with loop(image, part.start, part.size) as device:
-                run(*part.mkfs, device)
-    with mounted(sample, image) as target:
-        run("tar", "-x", "-f", str(tree), "-C", str(target), "--numeric-owner", "--xattrs", "--xattrs-include=*")
-        configure(sample, target)
-        make_difficult(target / "home/user/adversarial", largest=2**32 + 2 * MiB + 1)
-        make_difficult(target / "root/adversarial")
-        make_mount_points(target)
-        install_grub(sample, image, target)
-    settle(image)
+def build_machine(sample: Sample, tree: Path, folder: Path) -> None:
+    folder.mkdir()
+    images = [make_disk(folder / f"disk{number}.img", size) for number, size in enumerate(sample.disks)]
+    with tempfile.TemporaryDirectory(dir=cache(), prefix="root-") as root:
+        run("tar", "-x", "-f", str(tree), "-C", root, "--numeric-owner")
+        shell_in_uml(script(sample, tree, folder), images, Path(root), shared=[folder, tree.parent], memory=MEMORY,
+                     seconds=1800)
+    run_in_uml("tests.vm.inside", "fill", images, memory=MEMORY, seconds=1800)
+    settle(sample, folder)
+    for left in ("vmlinuz", "initrd", "arguments"):
+        (folder / left).unlink()
 
 
-def write_table(sample: Sample, image: Path) -> None:
-    lines = [f"{part.number}: start={part.start}, size={part.size}, {part.table}" for part in sample.parts]
-    run("sfdisk", "--no-reread", "--no-tell-kernel", "--wipe=never", str(image),
-        input="\n".join((*sample.head, *lines)) + "\n")
+def script(sample: Sample, tree: Path, folder: Path) -> str:
+    values = {"folder": folder, "tree": tree, "host": HOSTNAME, "password": PASSWORD, "arguments": KERNEL_ARGUMENTS,
+              "initramfs": sample.initramfs}
+    return "\n".join((*(f"{name}={quote(str(value))}" for name, value in values.items()),
+                      "kernel=$(basename /boot/vmlinuz-* | cut -d- -f2-)",
+                      TOOLS, sample.make, BEFORE, sample.configure, AFTER))
 
 
-@contextmanager
-def loop(image: Path, start: int, size: int) -> Iterator[str]:
-    """A slice (sectors) of an image as a block device: kernels without partition tables need this."""
-    # Between finding a free device and taking it, a test in another process could take it.
-    with (cache() / "loop.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        device = run("losetup", "--find", "--show", f"--offset={start * SECTOR}",
-                     f"--sizelimit={size * SECTOR}", str(image)).strip()
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
+def fill(tops: Mapping[str, Path]) -> None:
+    """What no distribution puts there: files that are hard to bring back. Mount point -> where it is mounted."""
+    root, home = tops["/"], tops.get("/home", tops["/"] / "home")
+    make_difficult(home / "user/adversarial", largest=2**32 + 2 * MiB + 1)
+    make_difficult(root / "root/adversarial")
+    os.chown(home / "user", 1000, 1000)
+    (home / "user").chmod(0o700)
+    make_mount_points(root)
 
 
-@contextmanager
-def mounted(sample: Sample, image: Path) -> Iterator[Path]:
-    """The machine's file systems, mounted where they belong under a new directory."""
-    with ExitStack() as stack:
-        target = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for part in sorted((p for p in sample.parts if p.point.startswith("/")), key=lambda p: p.point):
-            point = target / part.point.lstrip("/")
-            if not point.exists():
-                point.mkdir()
-            if part.point != "/":
-                point.chmod(0o710)                            # hidden under the mount, and still to come back
-                os.chown(point, 12, 34)
-                os.utime(point, ns=(1, 1_111_111_111_123_456_789))
-            device = stack.enter_context(loop(image, part.start, part.size))
-            run("mount", device, str(point))
-            stack.callback(run, "umount", str(point))
-        yield target
-
-
-def configure(sample: Sample, target: Path) -> None:
-    """What an installer would have asked."""
-    fstab = [f"UUID={part.uuid} {part.point} {part.type} {part.options} 0 {part.check}\n"
-             for part in sample.parts if part.mkfs]
-    for path, text in {
-        "etc/fstab": "".join(fstab),
-        "etc/hostname": f"{HOSTNAME}\n",
-        "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n",
-        "etc/resolv.conf": "nameserver 192.0.2.53\n",
-        "etc/machine-id": hashlib.md5(HOSTNAME.encode(), usedforsecurity=False).hexdigest() + "\n",
-        "etc/initramfs-tools/conf.d/compress": "COMPRESS=zstd\nCOMPRESSLEVEL=1\n",     # emulated machines are slow
-        "etc/default/grub": "GRUB_DEFAULT=0\nGRUB_TIMEOUT=1\nGRUB_DISTRIBUTOR=Debian\nGRUB_TERMINAL=console\n"
-                            f'GRUB_CMDLINE_LINUX="{KERNEL_ARGUMENTS}"\n',
-    }.items():
-        (target / path).write_text(text)
-    run("chroot", str(target), "chpasswd", "--crypt-method", "SHA256", input=f"root:{PASSWORD}\n")
-    # They would work at some moment of their own between two looks at the machine.
-    run("systemctl", f"--root={target}", "mask", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer",
-        "e2scrub_all.timer", "fstrim.timer", "systemd-tmpfiles-clean.timer")
-
-
-def install_grub(sample: Sample, image: Path, target: Path) -> None:
-    """The machine's own GRUB, from outside: good for one start, which then does it again from within."""
-    kernel = next((target / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
-    (target / "boot/grub/grub.cfg").write_text(
-        f"linux /boot/vmlinuz-{kernel} root=UUID={sample.part('/').uuid} {KERNEL_ARGUMENTS}\n"
-        f"initrd /boot/initrd.img-{kernel}\nboot\n")
-    with ExitStack() as stack:
-        disk = stack.enter_context(loop(image, 0, sample.size // SECTOR))
-        for kind, source, point in (("--bind", "/dev", "dev"), ("-tproc", "proc", "proc"), ("-tsysfs", "sysfs", "sys")):
-            run("mount", kind, source, str(target / point))
-            stack.callback(run, "umount", str(target / point))
-        # The root is on a loop device of its own, so GRUB takes it for another disk and searches it by UUID.
-        run("chroot", str(target), "grub-install", "--target=i386-pc", "--modules=part_gpt part_msdos", disk)
-
-
-def settle(image: Path) -> None:
-    """Start the machine once, so that what a first start writes is written, and its GRUB knows its real disk."""
-    with boot(Machine(disks=(Drive(image),), boot=("disk",))) as guest:
-        guest.serial.login("root", PASSWORD, seconds=900)
-        for command in ("systemctl is-system-running --wait || systemctl --failed",
-                        "grub-install /dev/vda && update-grub"):
+def settle(sample: Sample, folder: Path) -> None:
+    """Start the machine once: what a first start writes is written, and its boot loader knows its real disks."""
+    here = machine(sample, folder)
+    if not sample.loader:
+        here = replace(here, kernel=folder / "vmlinuz", initrd=folder / "initrd", boot=(),
+                       arguments=(folder / "arguments").read_text().strip())
+    with boot(here) as guest:
+        log_in(guest, sample, seconds=900)
+        for command in ("systemctl is-system-running --wait || systemctl --failed", *sample.first):
             status, output = guest.serial.run(command, seconds=600)
             if status:
                 raise RuntimeError(f"{command}: exit {status}\n{output}")
@@ -298,12 +218,20 @@ def settle(image: Path) -> None:
         guest.wait_for_shutdown(300)
 
 
+def log_in(guest: Guest, sample: Sample, seconds: float = 600) -> None:
+    """At the serial console; where a passphrase is asked for first, it is given."""
+    if sample.encrypted:
+        guest.serial.expect("Please unlock disk", seconds)
+        guest.serial.send(f"{PASSPHRASE}\n")
+    guest.serial.login("root", PASSWORD, seconds)
+
+
 # Files that are hard to bring back. All of them are the same at every build.
 
 def make_difficult(top: Path, largest: int = 64 * MiB) -> None:
     """A subtree with everything a file can be, with holes in files of up to `largest` bytes.
 
-    Needs root, and a file system that keeps it all (ext4).
+    Needs root, and a file system that keeps it all but chattr's flags, which are those that it knows.
     """
     os.umask(0o022)
     top.mkdir(parents=True)
@@ -412,7 +340,7 @@ def attributes(top: Path) -> None:
 def specials(top: Path) -> None:
     os.mkfifo(top / "fifo", 0o622)
     os.mknod(top / "character device", 0o660 | stat.S_IFCHR, os.makedev(1, 3))
-    os.mknod(top / "block device", 0o600 | stat.S_IFBLK, os.makedev(259, 1048575))
+    os.mknod(top / "block device", 0o600 | stat.S_IFBLK, os.makedev(259, 262143))        # XFS knows no higher
     os.chown(top / "block device", 7, 8)
 
 
@@ -425,19 +353,25 @@ def symlinks(top: Path) -> None:
     os.lchown(top / "dangling", 4242, 2424)
 
 
+# chattr's letters that a file system keeps, by the name that stat(1) has for it.
+LETTERS = {"ext2/ext3": "iadASuT", "xfs": "iadAS", "btrfs": "iadASC"}
+
+
 def flags(top: Path) -> None:
     for name in ("immutable", "append only", "no dump", "no atime", "synchronous", "all at once"):
         (top / name).write_text(name)
-    for name in ("immutable directory", "top of hierarchies"):
+    for name in ("immutable directory", "top of hierarchies", "no copy on write"):
         (top / name).mkdir()
     (top / "immutable directory" / "inside").touch()
 
 
 def set_flags(top: Path) -> None:
+    kept = LETTERS[run("stat", "--file-system", "--format=%T", str(top)).strip()]
     for name, letters in (("immutable", "i"), ("append only", "a"), ("no dump", "d"), ("no atime", "A"),
                           ("synchronous", "S"), ("all at once", "iadASu"), ("immutable directory", "i"),
-                          ("top of hierarchies", "T")):
-        run("chattr", f"+{letters}", str(top / name))
+                          ("top of hierarchies", "T"), ("no copy on write", "C")):
+        if known := "".join(letter for letter in letters if letter in kept):
+            run("chattr", f"+{known}", str(top / name))
 
 
 # Nanoseconds since 1970. ext4 counts to 2446 from 1901 on, with nanoseconds where inodes have room.
@@ -464,10 +398,8 @@ def _touch(path: bytes, moment: int) -> None:
 
 
 def make_mount_points(target: Path) -> None:
-    """Empty directories, some with modes that no tool gives them, and a user's home."""
+    """Empty directories, some with modes that no tool gives them."""
     for path, mode, owner in (("mnt/odd mount point", 0o1750, 33), ("media/none", 0, 0), ("srv/public", 0o2777, 99)):
         (target / path).mkdir()
         os.chown(target / path, owner, owner)
         (target / path).chmod(mode)
-    os.chown(target / "home/user", 1000, 1000)
-    (target / "home/user").chmod(0o700)

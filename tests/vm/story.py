@@ -2,47 +2,71 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 
 from bootenv.rehearsal import Drive, Guest, Machine, NotSeen, boot
-from tests.vm.compare import Allowed
-from tests.vm.machines import PASSWORD
+from tests.vm import machines
+from tests.vm.compare import Allowed, Facts
+from tests.vm.samples import PASSPHRASE, Sample
 
 # All that is not as it was, and why.
 EXPECTED = [
     Allowed("/boot", "the recovered system made its own initramfs there", ("mtime", "time")),
+    Allowed("/boot/.", "the same, where it is a file system of its own", ("mtime", "time")),
     Allowed("/boot/initrd.img-*", "made by the recovered system's own tools"),
     Allowed("/boot/grub/*", "written by the recovered system's own grub-install"),
     Allowed("/var/lib/asr*", "the lost machine got its own copy of the state file after its files were read"),
     Allowed("/var/log", "recovery left its report there"),
     Allowed("/var/log/*", "recovery left its report there, and both machines ran on and wrote their logs"),
+    Allowed("/var/lib/systemd", "the seed of random numbers below is made anew", ("mtime", "time")),
     Allowed("/var/lib/systemd/random-seed", "every start writes a new one"),
+    Allowed("/srv/.snapshots/monday*", "a snapshot is named, not made again"),
+    Allowed("/tmp*", "systemd makes and removes folders there at every start", ("mtime", "time")),
+    Allowed("/etc/machine-id", "systemd-boot's entry names it, and systemd writes it again", ("mtime", "time")),
+    Allowed("/boot/efi/loader", "its random seed is written there", ("mtime", "time")),
+    Allowed("/boot/efi/loader/random-seed", "systemd-boot writes a new one at every start"),
     Allowed("/var/tmp", "systemd makes and removes folders there at every start", ("mtime", "time")),
+]
+
+EXPECTED_FACTS = [
+    Allowed("content of *", "no tool sets a member's own id", ("UUID_SUB", "UUID_SUB_ENC")),
+    Allowed("subvolume @/srv/.snapshots/monday *", "snapshots are named, not made again"),
 ]
 
 # A page that nobody expects: it would wait for somebody for ever.
 TROUBLE = re.compile(r"Error ASR-\d+|NOT been recovered")
 
 
-def prepare(disk: Path, backup_disk: Path, floppy: Path, iso: Path, folder: Path) -> str:
-    """Switch the healthy machine on, prepare it from the medium, switch it off; what `asr prepare` printed."""
-    machine = Machine(disks=(Drive(disk), Drive(backup_disk)), cdrom=iso, floppy=floppy, boot=("disk",))
+def prepare(sample: Sample, lost: Machine, backup_disk: Path, floppy: Path, iso: Path, folder: Path
+            ) -> tuple[str, Facts]:
+    """Switch the healthy machine on, prepare it from the medium, switch it off.
+
+    What `asr prepare` printed, and what only a running machine tells.
+    """
+    machine = replace(lost, disks=(*lost.disks, Drive(backup_disk)), cdrom=iso, floppy=floppy)
     with boot(machine, folder) as guest:
-        guest.serial.login("root", PASSWORD)
-        done(guest, "mkdir /run/cd /run/backup && mount -o ro /dev/sr0 /run/cd && mount /dev/vdb /run/backup")
+        machines.log_in(guest, sample)
+        facts = running(guest)
+        done(guest, "mkdir /run/cd /run/backup && mount -o ro /dev/sr0 /run/cd && mount LABEL=BACKUP /run/backup")
         printed = done(guest, "sh /run/cd/asr prepare --to /run/backup --disk /dev/fd0", seconds=1800)
         done(guest, "umount /run/backup /run/cd")
         switch_off(guest)
-        return printed
+        return printed, facts
+
+
+def with_medium(machine: Machine, backup_disk: Path, iso: Path) -> Machine:
+    """The machine, in front of which a technician sits."""
+    return replace(machine, disks=(*machine.disks, Drive(backup_disk)), cdrom=iso, boot=("cdrom", "disk"))
 
 
 Say = Callable[[str], None]
 Seen = Callable[[str, str], None]
 
 
-def recover(guest: Guest, floppy: Path, *, patience: float = 0, say: Say = lambda text: None,
-            seen: Seen = lambda name, screen: None) -> None:
+def recover(guest: Guest, floppy: Path, *, disks: int = 1, encrypted: bool = False, patience: float = 0,
+            say: Say = lambda text: None, seen: Seen = lambda name, screen: None) -> None:
     """What a technician does, from power-on to the first restart: any key, F2, the floppy, and hands off.
 
     `patience` seconds are left to somebody else to press a key first; `say` hears what happens; `seen` gets each page
@@ -59,7 +83,9 @@ def recover(guest: Guest, floppy: Path, *, patience: float = 0, say: Say = lambd
         say("")
 
     say("The machine starts from the recovery medium.")
-    seen("01-press-any-key", see(guest, "Press any key to boot from CD", 600))
+    first = see(guest, "Press any key to boot from CD|inspecting your computer", 600)
+    if "Press any key" in first:       # UEFI knows that there is nothing on a blank disk to boot instead
+        seen("01-press-any-key", first)
     press("spc", "any key", "Press any key to boot from CD", min(patience, 3))      # GRUB waits for five seconds
     seen("02-inspecting", see(guest, "inspecting your computer", 600))
     seen("03-prompt-f2", see(guest, "Press F2 to run", 600))
@@ -69,19 +95,24 @@ def recover(guest: Guest, floppy: Path, *, patience: float = 0, say: Say = lambd
     say("The floppy was inserted. From here on nobody touches the keyboard.")
     for name, pattern in (
         ("05-disk-found", "An ASR disk was found"),
-        ("06-checks", "Hard disks: 1 of 1 found"),
+        ("06-checks", f"Hard disks: {disks} of {disks} found"),
         ("07-disks", "will recover these disks"),
-        ("08-format", r"Please wait while Setup formats.* /  Partition"),
+        ("08-format", r"Please wait while Setup formats.* /  (Partition|Volume)"),
         ("09-copy", r"Setup copies files.*Copying: "),
         ("10-reboot", "Your computer will reboot"),
     ):
         seen(name, see(guest, pattern, 600))
+        if name == "07-disks" and encrypted:
+            give_passphrase(guest, "header that was saved")
     guest.eject()
     say("The machine restarts from its own disk.")
 
 
-def restore(guest: Guest, *, say: Say = lambda text: None, seen: Seen = lambda name, screen: None) -> None:
+def restore(guest: Guest, *, encrypted: bool = False, say: Say = lambda text: None,
+            seen: Seen = lambda name, screen: None) -> None:
     """What nobody needs to see: from the minimal OS's start to the last page."""
+    if encrypted:
+        give_passphrase(guest, "Encrypted volume")
     for name, pattern in (
         ("11-wizard", "Seconds left"),
         ("12-source", "The backup was found, so"),
@@ -119,8 +150,21 @@ def shape(screen: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def log_in(guest: Guest) -> None:
-    guest.serial.login("root", PASSWORD, seconds=600)
+def give_passphrase(guest: Guest, pattern: str, times: int = 1) -> None:
+    """On the page that asks for it: typed, and typed again where it is new."""
+    see(guest, pattern, 600)
+    for _ in range(times):
+        guest.type(PASSPHRASE)
+        guest.press("ret")
+
+
+def running(guest: Guest) -> Facts:
+    """What only a running machine tells: the lines of its UEFI boot menu that start from its disks, and its swap."""
+    said = done(guest, "test ! -d /sys/firmware/efi || efibootmgr; echo; swapon --show=TYPE,SIZE,UUID,LABEL --raw")
+    menu, _, swap = said.partition("\n\n")
+    return {"swap": {"areas": sorted(swap.splitlines()[1:])}, **{
+        f"boot option {label}": {"loader": loader, "active": active == "*"}
+        for active, label, loader in re.findall(r"^Boot[0-9A-F]{4}([* ]) (.*?)\t(HD\(.*?)\s*$", menu, re.MULTILINE)}}
 
 
 def done(guest: Guest, command: str, seconds: float = 120) -> str:

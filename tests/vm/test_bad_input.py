@@ -76,7 +76,8 @@ def test_each_mistake_gives_its_page_and_changes_nothing(iso, disks, tmp_path):
         guest.eject()
         sees("F3=Quit")
         guest.press("esc")
-        sees("Welcome to Setup")
+        sees("Welcome to Setup", "F2=ASR")
+        sleep(2)                       # until the page is painted whole
         welcome = guest.screen()
         guest.attach_stick(other)
         guest.insert_floppy(floppy(disks, "good", good))
