@@ -349,6 +349,8 @@ def parse_vfat(text: str) -> Settings:
         "hidden": number(r"(\d+) hidden sectors?"),
         "root_entries": number(r"(\d+) root directory entries", "0"),
         "sectors": number(r"(\d+) sectors total"),
+        "track": number(r"(\d+) sectors/track"),
+        "heads": number(r"(\d+) heads"),
         "media": re.search(r"Media byte (0x\w+)", text)[1],        # type: ignore[index]
     }
 
@@ -356,10 +358,16 @@ def parse_vfat(text: str) -> Settings:
 def _make_vfat(filesystem: Filesystem, layout: Layout, path: str) -> Argvs:
     have: Mapping[str, Any] = filesystem.settings
     per_cluster = have["cluster"] // have["sector_size"]
-    aligned = have["fat_sectors"] % per_cluster == 0
+    # Unless told not to align, mkfs.fat makes the tables longer, to end with a cluster, and the whole shorter, to end
+    # with a track. Nobody has tracks any more: where only the tables were aligned, the geometry is what gives way.
+    tables = per_cluster > 1 and have["reserved"] % per_cluster == have["fat_sectors"] % per_cluster == 0
+    whole = have["sectors"] % have["track"] == 0
+    aligned = tables or whole and per_cluster == 1
+    size = have["sectors"] * have["sector_size"]
     yield (
         "mkfs.fat",
-        *(() if aligned else ("-a",)),            # else it makes the tables longer, to end with a cluster
+        *(() if aligned else ("-a",)),
+        "-g", f"{have['heads']}/{have['track'] if whole or not tables else 1}",
         "-F", str(have["fat"]),
         "-i", filesystem.uuid.replace("-", ""),
         "-n", filesystem.label or "NO NAME",
@@ -370,7 +378,7 @@ def _make_vfat(filesystem: Filesystem, layout: Layout, path: str) -> Argvs:
         "-h", str(have["hidden"]),
         "-M", have["media"],
         *(("-r", str(have["root_entries"])) if have["fat"] != 32 else ()),
-        path, str(have["sectors"] * have["sector_size"] // 1024),
+        path, str((size + 1023 if aligned else size) // 1024),      # half a block too much is no whole track
     )
 
 
@@ -423,7 +431,7 @@ MAKERS: dict[str, tuple[Callable[[Filesystem, Layout, str], Argvs], set[str]]] =
     "btrfs": (_make_btrfs, {"node_size", "sector_size", "checksum", "features", "metadata", "bytes"}),
     "f2fs": (_make_f2fs, {"features", "section", "zone"}),
     "vfat": (_make_vfat, {"fat", "fats", "fat_sectors", "sector_size", "cluster", "reserved", "hidden", "sectors",
-                          "media"}),
+                          "track", "heads", "media"}),
     "exfat": (_make_exfat, {"cluster"}),
     "ntfs": (_make_ntfs, {"sector_size", "cluster"}),
     "swap": (_make_swap, set()),

@@ -32,7 +32,7 @@ XFS = {"bsize": 4096, "blocks": 100000, "agsize": 25000, "sectsz": 512, "isize":
 BTRFS = {"node_size": 16384, "sector_size": 4096, "bytes": 200 * MiB, "checksum": "crc32c",
          "features": ("extref", "no-holes"), "data": "single", "metadata": "dup"}
 VFAT = {"fat": 32, "fats": 2, "fat_sectors": 800, "sector_size": 512, "cluster": 512, "reserved": 32, "hidden": 0,
-        "root_entries": 0, "sectors": 100000, "media": "0xf8"}
+        "root_entries": 0, "sectors": 100000, "track": 32, "heads": 64, "media": "0xf8"}
 SETTINGS = {"ext4": EXT4, "xfs": XFS, "btrfs": BTRFS, "vfat": VFAT, "swap": {}}
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789_+", min_size=1, max_size=8)
 # Words that begin with /dev/ are what the tests know devices by.
