@@ -438,6 +438,7 @@ class _Writing:
                 continue
             placement = Placement(member)
             source = b"/proc/%d/fd/%d" % (os.getpid(), large.fd)
+            first = number
             self._ends[number + max(placement.stored - 1, 0) // PIECE] = large
             for at in range(0, max(placement.stored, 1), PIECE):
                 end = min(at + PIECE, placement.stored)
@@ -447,7 +448,7 @@ class _Writing:
                 last = end == placement.stored
                 while number - self._next > len(self._crew) + 2:
                     yield None                 # one is late: don't fill the memory with those behind it
-                yield ("piece", self._level, number, source, b"" if at else encode(member),
+                yield ("piece", self._level, number, first, source, b"" if at else encode(member),
                        placement.between(at, end), at, member.size, last, archived)
                 number += 1
 

@@ -308,7 +308,7 @@ class Collector:
         self._batch = Batch()
         self._again: list[bytes] = []          # headers of directories, to be repeated at the end
         self._found = Found([], [], [], [], [], [], {})
-        self._piece_of: tuple[bytes, int] = (b"", -1)
+        self._piece_of = (-1, -1)
 
     def close(self) -> None:
         for directories in self._directories:
@@ -521,13 +521,16 @@ class Collector:
             xattrs = xattrs_of(b"/proc/self/fd/%d/%b" % (directory, name))
             self._batch.add(from_stat(archived, status, xattrs, link=link))
 
-    def _piece(self, level: int, number: int, source: bytes, head: bytes, extents: list[Extent], at: int,
+    def _piece(self, level: int, number: int, first: int, source: bytes, head: bytes, extents: list[Extent], at: int,
                size: int, last: bool, archived: bytes) -> Iterator[Message]:
-        """One frame of a large file, through the descriptor that the main process has open."""
-        if self._piece_of[0] != source:
+        """One frame of a large file, through the descriptor that the main process has open.
+
+        The file is known by the number of its first piece: its source is soon another file's.
+        """
+        if self._piece_of[0] != first:
             if self._piece_of[1] >= 0:
                 os.close(self._piece_of[1])
-            self._piece_of = (source, os.open(source, os.O_RDONLY | os.O_CLOEXEC))
+            self._piece_of = (first, os.open(source, os.O_RDONLY | os.O_CLOEXEC))
         why = self._batch.add_piece(head, archived, size, self._piece_of[1], extents, last=last)
         stored = self._batch.bytes
         frame = self._batch.frame(level)

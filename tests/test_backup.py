@@ -20,7 +20,8 @@ import zstandard
 from bootenv import backup as backup_room
 from bootenv.archive import Frame, Index, Output, Place, Volumes, Writer, pack
 from bootenv.backup import Source, list_backup, read_first, restore_backup, select, verify_backup, write_backup
-from bootenv.collect import SWAP, Batch, Collector, Reading, Tree
+from bootenv.collect import PIECE, SWAP, Batch, Collector, Reading, Tree
+from bootenv.directories import Directories
 from bootenv.errors import (
     BackupNotFound,
     DamagedBackup,
@@ -173,6 +174,26 @@ def test_holes_take_no_room(backup, scratch):
 
 
 @as_root
+def test_each_large_file_has_its_own_content(scratch):
+    # So many of one size, one after another, that descriptors' numbers come again while a worker still has older ones.
+    (scratch / "tree").mkdir()
+    for number in range(24):
+        (scratch / "tree" / str(number)).write_bytes(bytes([number]) * (PIECE + 1))
+    assert pack_tree(scratch / "tree", scratch / "b", workers=6) == []
+    extract(scratch / "b", scratch / "out")
+    assert described(scratch / "out") == described(scratch / "tree")
+
+
+def test_a_directory_that_cannot_be_opened_leads_to_no_other(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    directories = Directories(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        directories.open(b"a/b/gone")
+    for path in (b"", b"a", b"a/b"):
+        assert os.path.samestat(os.stat(directories.open(path)), os.stat(os.fsencode(tmp_path) + b"/" + path))
+    directories.close()
+
+
 def test_gnu_tar_restores_it(tree, backup, scratch):
     (scratch / "out").mkdir()
     done = subprocess.run(("tar", "--zstd", "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner",
