@@ -28,11 +28,12 @@ class Directories:
         while len(self._names) > common:
             os.close(self._fds.pop())
             self._names.pop()
-        self._path = b"/".join(self._names)
-        for name in names[common:]:
-            self._fds.append(self.step(self._fds[-1], name))
-            self._names.append(name)
-        self._path = path
+        try:
+            for name in names[common:]:
+                self._fds.append(self.step(self._fds[-1], name))
+                self._names.append(name)
+        finally:
+            self._path = b"/".join(self._names)        # as far as it went, if a step failed
         return self._fds[-1]
 
     def step(self, parent: int, name: bytes) -> int:
