@@ -416,6 +416,8 @@ def progress_lines(
     """The fields of the progress pages. `copied` is the last progress that counted files, after `copying` seconds."""
     rate = copied.done / copying if copying >= 1 else 0.0
     remaining = clock((copied.total - copied.done) / rate) if rate else ""
+    if progress.status != copied.status and copied.done:       # what follows the files has no measure
+        remaining = "not known for this step"
     return [
         f"Status                {progress.status}",
         f"Elapsed               {clock(elapsed)}",

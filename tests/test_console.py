@@ -344,7 +344,8 @@ async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(bootenv.run, "LOG", Path("/run/asr/setup.log"))
     monkeypatch.setattr(screens, "monotonic", lambda: 1000.0)
     monkeypatch.setattr(files.story, "entries", in_backup)
-    monkeypatch.setattr(files.story, "backups", lambda: time.sleep(1) or [])
+    seen = threading.Event()
+    monkeypatch.setattr(files.story, "backups", lambda: seen.wait(30) and [])
     page, ready, story = PAGES[name]
     app = OnePage(page(), story)
     if name[:2] in ("18", "19", "20", "21", "22"):
@@ -357,6 +358,7 @@ async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
         await until(pilot, "ESC=Back")
         assert_canvas(app)
         assert screen_text(app).splitlines()[23] == "", "its help is too long"
+        seen.set()
 
 
 # Boot recovery
