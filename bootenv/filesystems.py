@@ -362,7 +362,7 @@ def _make_vfat(filesystem: Filesystem, layout: Layout, path: str) -> Argvs:
     # with a track. Nobody has tracks any more: where only the tables were aligned, the geometry is what gives way.
     tables = per_cluster > 1 and have["reserved"] % per_cluster == have["fat_sectors"] % per_cluster == 0
     whole = have["sectors"] % have["track"] == 0
-    aligned = tables or whole and per_cluster == 1
+    aligned = tables or (whole and per_cluster == 1)
     size = have["sectors"] * have["sector_size"]
     yield (
         "mkfs.fat",
