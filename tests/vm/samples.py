@@ -221,7 +221,8 @@ mkdir -p /target/etc/kernel
 cp $folder/arguments /target/etc/kernel/cmdline
 # For the first start.
 mkdir -p /target/boot/efi/EFI/BOOT /target/boot/efi/loader/entries
-cp /usr/lib/systemd/boot/efi/systemd-bootx64.efi /target/boot/efi/EFI/BOOT/BOOTX64.EFI
+set -- /usr/lib/systemd/boot/efi/systemd-bootx64.efi*       # signed or not
+cp "$1" /target/boot/efi/EFI/BOOT/BOOTX64.EFI
 cp /target/boot/vmlinuz-$kernel /target/boot/efi/first-vmlinuz
 cp /target/boot/initrd.img-$kernel /target/boot/efi/first-initrd
 printf 'linux /first-vmlinuz\\ninitrd /first-initrd\\noptions %s\n' "$(cat $folder/arguments)" \
