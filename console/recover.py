@@ -2,7 +2,7 @@
 
 import asyncio
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,10 @@ from textual import events, work
 from textual.widget import Widget
 
 from bootenv.errors import BackupNotFound, NoAsrDisk
-from bootenv.events import Progress
+from bootenv.events import Event, Progress
 from bootenv.layout import Disk, human
 
-from .app import SetupApp
+from .app import CHOOSE_KEYBOARD, SetupApp
 from .files import restore_files
 from .screens import ChecksPage, Notice, Page, Passphrase, Work, bullets, key, seconds, set_lines, text
 from .widgets import TEXT_WIDTH, Gauge, Lines, Listing
@@ -40,6 +40,8 @@ _LOOK_EVERY = 1.0
 class RecoverApp(SetupApp):
     """Pages 2 to 10. `hardware_ready` is the file that says that all devices are known."""
 
+    BINDINGS = [CHOOSE_KEYBOARD]
+
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
         super().__init__(story, tick=tick)
         self.hardware_ready = hardware_ready
@@ -48,6 +50,8 @@ class RecoverApp(SetupApp):
         self.wanted = False        # F2 was pressed: nothing before page 5 needs to be seen again
 
     async def pages(self) -> None:
+        if (work := self.story.under_way()) and await self.resumed(work):
+            return await self.ask(Reboot())
         self.wanted = self.wanted or await self.prompted()
         while not self.wanted or not (disk := await self.asr_disk()):
             await self.welcome()
@@ -56,6 +60,16 @@ class RecoverApp(SetupApp):
         while not await self.recovered(disk):
             pass
         await self.ask(Reboot())
+
+    async def resumed(self, work: Generator[Event, None, None]) -> bool:
+        """What an earlier console was doing when it crashed. False: it failed."""
+        try:
+            self.changed = _DISKS_CHANGED
+            await self.perform(Preparing(), work)
+        except Exception as error:
+            await self.ask(self.page_for(error, changed=self.changed))
+            return False
+        return True
 
     async def prompted(self) -> bool:
         if await self.hardware():
@@ -195,8 +209,12 @@ class Prompt(Page[Any]):
         "F2 starts Automated System Recovery: this computer's disks are made as they were when its ASR set was "
         "prepared, and its files are restored. You need the ASR disk and the backup.\n\n"
         "If you press nothing, the Welcome page comes next. It offers the same and more. ENTER goes there at once.\n\n"
+        "F4 chooses the layout of your keyboard, on this and on every other page.\n\n"
         "Nothing is changed before you have inserted an ASR disk."
     )
+
+    def content(self) -> Iterable[Widget]:
+        yield text("To choose the layout of your keyboard, press F4.")
 
     def show_keys(self) -> None:
         self.bar.show(self.LINE)
@@ -254,6 +272,7 @@ class Welcome(Page[str]):
             "To verify a backup and an ASR disk, press V.",
             "To prepare an ASR set of this computer, press P.",
             *(["To work at a command line, press S."] if self.check_action("shell", ()) else []),
+            "To choose the layout of your keyboard, press F4.",
             "To quit Setup and restart your computer, press F3.",
         )
 
