@@ -12,7 +12,7 @@ import pytest
 import build_iso
 from build_iso import IMAGE, Build, BuildFailed
 
-SCRIPTS = sorted(path for path in IMAGE.iterdir() if path.read_bytes().startswith(b"#!"))
+SCRIPTS = sorted(path for path in IMAGE.iterdir() if path.read_bytes().startswith(b"#!/"))
 MODULES_DEP = """\
 kernel/drivers/scsi/sd_mod.ko: kernel/drivers/scsi/scsi_mod.ko
 kernel/drivers/scsi/scsi_mod.ko:
