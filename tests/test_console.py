@@ -27,6 +27,7 @@ from bootenv import errors, keymap
 from bootenv.asr_disk import AsrDisk
 from bootenv.backup import Entry
 from bootenv.check import LOSS, Finding
+from bootenv.drivers import Loaded
 from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
@@ -226,6 +227,8 @@ def progress_page(heading, progress, *differences, seconds=251):
     return at_work(page, progress, *differences)
 
 
+LOADED = [Loaded("megaraid_sas.ko"), Loaded("qla2xxx.ko", "It is for Linux 6.1.0-40-amd64; this is 6.12.1-amd64."),
+          Loaded("rtl_nic/rtl8168h-2.fw")]
 DISK_ERRORS = {
     "error-no-asr-disk": (errors.NoAsrDisk(
         "Setup could not find an ASR disk in any drive.",
@@ -271,6 +274,8 @@ PAGES = {
     "02-inspecting": (lambda: recover.Inspecting(Path("/nonexistent")), "inspecting", None),
     "03-prompt-f6": (recover.PromptF6, "F6", None),
     "03-prompt-f2": (recover.PromptF2, "F2", None),
+    "03-driver-disk": (lambda: recover.DriverDisk("6.12.1-amd64"), "Insert", None),
+    "03-drivers": (lambda: recover.Drivers(LOADED), "in use", None),
     "04-welcome": (recover.Welcome, "Welcome", None),
     "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_set=raises(errors.NoAsrDisk("none")))),
     "05-disk-found": (recover.InsertDisk, "Created", boot_recovery()),
@@ -391,13 +396,31 @@ async def test_f2_acts_at_once_while_the_hardware_is_being_inspected(tmp_path):
         await until(pilot, "Hard disks: 1 of 1 found")
 
 
-async def test_f6_says_honestly_that_there_are_no_drivers_to_add(tmp_path):
-    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+async def test_f6_loads_drivers_and_says_of_each_what_became_of_it(tmp_path):
+    disks = iter([errors.Unsupported("No disk has drivers."), LOADED])
+
+    def load():
+        if isinstance(found := next(disks), Exception):
+            raise found
+        return found
+
+    story = boot_recovery(load_drivers=load, release=lambda: "6.12.1-amd64")
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Press F6")
         await pilot.press("f6")
-        await until(pilot, "takes no drivers")
+        await until(pilot, "for Linux 6.12.1-amd64,")
         await pilot.press("enter")
-        await until(pilot, "Press F2")
+        await until(pilot, "No disk has drivers.")
+        await pilot.press("enter")
+        await until(pilot, "Insert the disk")
+        await pilot.press("enter")
+        await until(pilot, "2 of 3 drivers and firmware files are in use.")
+        await pilot.press("enter")
+        await until(pilot, "Press F2 to run")
+        await pilot.press("f6")                        # and again: another disk
+        await until(pilot, "Insert the disk")
+        await pilot.press("escape")
+        await until(pilot, "Press F2 to run")
 
 
 # Single files
