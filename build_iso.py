@@ -390,7 +390,7 @@ def boot_files(build: Build) -> None:
     """GRUB for BIOS and, signed, for UEFI; the medium's id and script."""
     stage = build.stage
     live = stage / "live"
-    medium = hashlib.sha256(checksums(live, *PARTS).encode()).hexdigest()[:16]
+    medium = medium_id(live)
     (live / "id").write_text(f"{medium}\n")
     shutil.copy(IMAGE / "asr", stage / "asr")
     (stage / ".disk").mkdir()
@@ -636,8 +636,13 @@ def filled(template: Path, medium: str, append: str) -> str:
     return template.read_text().replace("@ID@", medium).replace("@APPEND@", append)
 
 
+def medium_id(folder: Path) -> str:
+    """asr.id=: of what the medium holds, so that the initramfs knows whether it has all of it as it was."""
+    return hashlib.sha256(checksums(folder, *PARTS).encode()).hexdigest()[:16]
+
+
 def checksums(folder: Path, *names: str) -> str:
-    """As sha256sum(1) writes them, and as initramfs-init reads them again."""
+    """As sha256sum(1) writes them."""
     lines = []
     for name in names:
         with (folder / name).open("rb") as file:

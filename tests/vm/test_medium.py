@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from bootenv import drivers
 from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
+from bootenv.run import _ENVIRONMENT
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
@@ -197,6 +199,7 @@ def test_what_the_command_line_asks_for(iso, parts, disks, tmp_path):
             if marked(guest).split() == ["us", "American"]:
                 break
         guest.press("ret")
+        guest.wait_for_text(re.compile("Press F2 to run|Welcome to Setup"), 60)
         guest.command("eject", id="cdrom", force=True)
         at_shell(guest, "grep ' /run/medium ' /proc/mounts; echo 3 >/proc/sys/vm/drop_caches", "copy /run/medium tmpfs")
 
@@ -220,6 +223,43 @@ def marked(guest: Guest) -> str:
     screen = guest.look()
     return next((line[4:75] for row, line in enumerate(screen.text.splitlines()[:24])
                  if screen.background(row, 5) == 7), "")
+
+
+@pytest.mark.long
+def test_drivers_come_from_a_second_disk_and_from_what_was_carried(iso, parts, live_tree, disks, tmp_path, monkeypatch):
+    net = next((live_tree / "usr/lib/modules").iterdir()) / "kernel/drivers/net"
+    # What an earlier F6 left for the minimal OS.
+    monkeypatch.setattr(drivers, "TAKEN", disks / "drivers")
+    put(net / "eql.ko", disks / "drivers/modules/eql.ko")
+    put(parts / "id", disks / "drivers/firmware/asr/carried.bin")
+    initrd = shutil.copyfile(parts / "initrd.img", disks / "initrd.img")
+    put(live_tree / "usr/bin/busybox", disks / "bin/busybox").chmod(0o755)
+    monkeypatch.setitem(_ENVIRONMENT, "PATH", f"{disks / 'bin'}:{_ENVIRONMENT['PATH']}")
+    drivers.carry(initrd)
+    # And a stick for the next one.
+    stick = disks / "drivers.img"
+    subprocess.run(("mkfs.vfat", "-C", stick, "8192"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(("mmd", "-i", stick, "::drivers", "::drivers/firmware"), check=True)
+    subprocess.run(("mcopy", "-i", stick, net / "dummy.ko", "::drivers/dummy.ko"), check=True)
+    subprocess.run(("mcopy", "-i", stick, parts / "id", "::drivers/firmware/asr-new.bin"), check=True)
+
+    machine = Machine(cdrom=iso, sticks=(stick,), boot=(), kernel=parts / "vmlinuz", initrd=initrd,
+                      arguments=f"{ARGUMENTS} asr.id={(parts / 'id').read_text().strip()}")
+    with boot(machine, tmp_path / "machine") as guest:
+        guest.wait_for_text(PROMPT, MINUTES)
+        guest.press("f6")
+        guest.wait_for_text("Insert the disk with the drivers", 60)
+        guest.press("ret")
+        guest.wait_for_text("2 of 2 drivers and firmware files are in use", 120)
+        guest.press("ret")
+        guest.wait_for_text(PROMPT, 60)
+        at_shell(guest, "grep -c ^dummy /proc/modules; modinfo -n eql dummy; ls /lib/firmware/updates",
+                 r"\n1 *\n/lib/modules/\S+/updates/eql.ko *\n/lib/modules/\S+/updates/dummy.ko *\nasr  asr-new.bin")
+
+
+def put(source: Path, goal: Path) -> Path:
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    return shutil.copyfile(source, goal)
 
 
 @pytest.mark.long
