@@ -346,6 +346,7 @@ def program(build: Build) -> None:
     for package in ("bootenv", "console"):
         shutil.copytree(HERE / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     compile_python(build, "/asr")
+    date(build, code)                   # a checkout's files have the time of the checkout
     squashfs = new_stage(build) / "live/root.squashfs"
     shutil.copyfile(build.base / "root.squashfs", squashfs)
     build.tool(
