@@ -156,6 +156,8 @@ def test_of_two_media_the_one_that_was_started_is_used(iso, stick, parts, tmp_pa
     id = (parts / "id").read_text().strip().encode()
     stick.write_bytes(stick.read_bytes().replace(id, bytes(reversed(id))))     # which Linux finds first
     with boot(Machine(cdrom=iso, sticks=(stick,), boot=("cdrom",)), tmp_path / "machine") as guest:
+        guest.wait_for_text("Press any key to boot from CD", 120)      # else the stick, a disk to GRUB, is started
+        guest.press("spc")
         guest.wait_for_text(PROMPT, MINUTES)
         at_shell(guest, "grep ' /run/medium ' /proc/mounts", "/dev/sr0 /run/medium")
 
