@@ -224,7 +224,7 @@ class Guest:
         finally:
             future.cancel()                              # of use when a key interrupts the wait
 
-    def command(self, name: str, **arguments: object) -> Any:
+    def command(self, name: str, /, **arguments: object) -> Any:
         """One QMP command, and what it returns. Raises MachineGone, RehearsalFailed."""
         try:
             return self._wait(self._qmp.execute(name, {k.replace("_", "-"): v for k, v in arguments.items()}), 60)

@@ -165,10 +165,9 @@ def test_of_two_media_the_one_that_was_started_is_used(iso, stick, parts, tmp_pa
 @pytest.mark.long
 def test_a_damaged_medium_says_so_on_every_console_and_a_good_one_takes_its_place(iso, stick, disks, tmp_path):
     good = shutil.copyfile(stick, disks / "good.img")
-    image = bytearray(stick.read_bytes())
-    place = image.index(b"hsqs")
-    image[place:place + 4] = b"\0\0\0\0"
-    stick.write_bytes(image)
+    image = stick.read_bytes()
+    place = next(found.start() for found in re.finditer(b"hsqs", image) if found.start() % 2048 == 0)
+    stick.write_bytes(image[:place] + b"\0\0\0\0" + image[place + 4:])
     with boot(Machine(sticks=(stick,), boot=("stick",)), tmp_path / "machine") as guest:
         guest.wait_for_text("cannot be read: the medium is damaged.", MINUTES)
         on_serial(guest, "cannot be read: the medium is damaged.")
