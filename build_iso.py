@@ -551,9 +551,10 @@ def firmware_tree(build: Build) -> Path:
         sources = [f"{line} non-free-firmware" for line in debian_sources(build.suite)]
         build.tool("mmdebstrap", "--mode=root", "--variant=extract", f"--include={','.join(packages)}",
                    f"--aptopt={build.base / 'apt.conf'}", build.suite, tree, *sources)
-        files = sorted(tree.glob("usr/share/doc/firmware-*/changelog.Debian.gz"))
-        heads = (gzip.decompress(path.read_bytes()).split(b"\n", 1)[0].decode().split() for path in files)
-        (tree / "packages.txt").write_text("".join(f"{name}\t{version.strip('()')}\n" for name, version, *_ in heads))
+        # Unpacked and not installed, they are in no list; a changelog begins with: source (version) suite.
+        (tree / "packages.txt").write_text("".join(
+            f"{path.parent.name}\t{gzip.decompress(path.read_bytes()).split()[1].decode().strip('()')}\n"
+            for path in sorted(tree.glob("usr/share/doc/firmware-*/changelog.Debian.gz"))))
     return tree
 
 
