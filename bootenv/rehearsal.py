@@ -519,7 +519,7 @@ def _node(name: str, image: Path, format: str) -> dict[str, object]:
 def _devices(machine: Machine) -> Iterator[Mapping[str, object]]:
     width, height = machine.monitor or (0, 0)
     # Without 64 MiB of its own it could not show 4K.
-    yield {"driver": "VGA", **({"xres": width, "yres": height, "vgamem_mb": 64} if width else {})}
+    yield {"driver": "VGA", "id": "monitor", **({"xres": width, "yres": height, "vgamem_mb": 64} if width else {})}
     yield {"driver": "floppy", "id": FLOPPY_DRIVE, "drive-type": "144"}
     yield {"driver": "qemu-xhci", "id": "usb"}
     if any(drive.bus == "scsi" for drive in machine.disks):
