@@ -43,7 +43,7 @@ def load_drivers() -> list[Loaded]:
     taken: list[Loaded] = []
     try:
         for volume in every_volume():
-            for folder in (volume, volume / "drivers"):
+            for folder in (volume, *_named(volume, "drivers")):
                 taken += _from_folder(folder)
     finally:
         forget()
@@ -55,11 +55,11 @@ def load_drivers() -> list[Loaded]:
 
 
 def _from_folder(folder: Path) -> Iterator[Loaded]:
-    if not folder.is_dir():
-        return
-    yield from _modules(sorted(folder.glob("*.ko*")))
-    yield from _firmware(folder / "firmware")
-    for package in sorted(folder.glob("*.deb")):
+    files = sorted(folder.iterdir())
+    yield from _modules(files)
+    for firmware in _named(folder, "firmware"):
+        yield from _firmware(firmware)
+    for package in (path for path in files if path.suffix.lower() == ".deb"):
         with tempfile.TemporaryDirectory(dir=STATE) as tree:
             try:
                 run(("dpkg-deb", "--extract", str(package), tree))
@@ -71,24 +71,30 @@ def _from_folder(folder: Path) -> Iterator[Loaded]:
             yield from found or [Loaded(package.name, f"It has neither firmware nor drivers for Linux {release()}.")]
 
 
+def _named(folder: Path, name: str) -> list[Path]:
+    """A FAT volume may have a name in capitals."""
+    return [path for path in folder.iterdir() if path.name.lower() == name and path.is_dir()]
+
+
 def _modules(paths: Iterable[Path]) -> Iterator[Loaded]:
     for path in paths:
-        plain = path.with_suffix("") if path.suffix in UNPACK else path
-        if plain.suffix != ".ko":
+        name = path.name.lower()
+        packed = next((suffix for suffix in UNPACK if name.endswith(f".ko{suffix}")), "")
+        if not packed and not name.endswith(".ko"):
             continue
+        name = name.removesuffix(packed)
         made_for = run(("modinfo", "--field=vermagic", str(path)), check=False).split()[:1]
         if made_for != [release()]:
-            yield Loaded(plain.name, f"It is for Linux {''.join(made_for) or 'of an unknown version'}; this is "
-                                     f"{release()}.")
+            yield Loaded(name, f"It is for Linux {''.join(made_for) or 'of an unknown version'}; this is {release()}.")
             continue
-        goal = TAKEN / "modules" / plain.name
+        goal = TAKEN / "modules" / f"{name}{packed}"
         goal.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, goal.with_name(path.name))
-        if path != plain:
+        shutil.copyfile(path, goal)
+        if packed:
             # busybox, which loads it in the minimal OS, knows fewer compressions.
-            run((UNPACK[path.suffix], "--decompress", "--force", "--quiet", str(goal.with_name(path.name))))
-            goal.with_name(path.name).unlink(missing_ok=True)
-        yield Loaded(plain.name)
+            run((UNPACK[packed], "--decompress", "--force", "--quiet", str(goal)))
+            goal.unlink(missing_ok=True)
+        yield Loaded(name)
 
 
 def _firmware(folder: Path) -> Iterator[Loaded]:
