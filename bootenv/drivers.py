@@ -41,6 +41,7 @@ def release() -> str:
 def load_drivers() -> list[Loaded]:
     """Takes what there is on any volume, loads it and looks at the hardware again. Raises Unsupported for nothing."""
     taken: list[Loaded] = []
+    _settle()                          # the disk may have been connected a moment ago
     try:
         for volume in every_volume():
             for folder in (volume, *_named(volume, "drivers")):
@@ -123,9 +124,13 @@ def _in_use(taken: list[Loaded]) -> list[Loaded]:
         result.append(file)
         log(f"Driver disk: {file.name}: {file.trouble or 'in use'}")
     _probe_again()
+    _settle()
+    return result
+
+
+def _settle() -> None:
     with suppress(AsrError):
         run(("udevadm", "settle", "--timeout=60"))
-    return result
 
 
 def _probe_again() -> None:
