@@ -1,23 +1,25 @@
 #!/usr/bin/env python3
-"""Builds the recovery medium: one ISO for CD and USB stick, BIOS and UEFI.
+"""Builds the recovery medium: one ISO for CD and USB stick, BIOS and UEFI; also, a folder to boot from by network.
 
 Run as root it installs the Debian packages it lacks; it needs nothing else but a system Python of 3.11 or newer.
 """
 
 import argparse
 import fcntl
+import gzip
 import hashlib
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -55,6 +57,21 @@ ASSEMBLERS = ("/usr/sbin/mdadm", "/usr/sbin/lvm")
 
 # Modules of the GRUB core image that starts the medium on a BIOS; the rest it loads from the medium.
 GRUB_CORE = ("biosdisk", "iso9660", "part_msdos", "part_gpt", "normal", "search", "configfile", "linux", "echo", "test")
+# And of the one that a BIOS fetches by PXE: it has nowhere to load more from.
+GRUB_PXE = ("pxe", "tftp", "http", "net", "normal", "configfile", "linux", "echo", "test", "serial", "terminal")
+
+PARTS = ("vmlinuz", "initrd.img", "root.squashfs")       # what the medium is made of, in initramfs-init's order
+
+# Debian's packages of non-free firmware: for wired network cards and for disk controllers, and for all that the image
+# has drivers for. Only the files that its drivers name are taken from them.
+FIRMWARE = {
+    "none": (),
+    "common": ("firmware-bnx2", "firmware-bnx2x", "firmware-misc-nonfree", "firmware-myricom", "firmware-netxen",
+               "firmware-qlogic", "firmware-realtek"),
+    "all": ("firmware-bnx2", "firmware-bnx2x", "firmware-cavium", "firmware-intel-misc", "firmware-linux-free",
+            "firmware-misc-nonfree", "firmware-myricom", "firmware-netronome", "firmware-netxen", "firmware-qlogic",
+            "firmware-realtek"),
+}
 
 
 class BuildFailed(Exception):
@@ -68,11 +85,15 @@ class Build:
     suite: str          # of Debian
     cache: Path
     output: Path
+    firmware: str = "none"                  # a key of FIRMWARE
+    append: str = ""                        # to the kernel's command line
+    netboot: Path | None = None             # a folder for an HTTP or TFTP server
 
     @property
     def base(self) -> Path:
         """The part that our code is not in. Its name changes with everything it is made of."""
         parts = [self.suite, str(LINKS), str(BESIDE), *(inspect.getsource(verb) for _, verb in BASE)]
+        parts.append(os.environ.get("SOURCE_DATE_EPOCH", ""))
         parts += [(IMAGE / name).read_text() for name in ("packages", "prune", "requirements.txt")]
         return self.cache / f"base-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
 
@@ -95,11 +116,12 @@ class Build:
         return self.cache / "build.log"
 
     def tool(self, *argv: str | Path) -> None:
-        """Runs a program with this environment (proxies, SOURCE_DATE_EPOCH); its output goes to the log."""
+        """Runs a program with this environment (proxies) and the build's time; its output goes to the log."""
         with self.log.open("ab") as log:
             log.write(f"+ {' '.join(map(str, argv))}\n".encode())
             log.flush()
-            done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                  env=os.environ | {"SOURCE_DATE_EPOCH": str(epoch())})
         if done.returncode:
             words = " ".join(self.log.read_text(errors="replace").split()[-40:])
             raise BuildFailed(f"{argv[0]} failed (all of it is in {self.log}): {words}")
@@ -112,7 +134,7 @@ def main() -> int:
             raise BuildFailed(f"A file system is built as root: run  sudo {sys.argv[0]}{missing_sentence()}")
         install_tools()
         enter_environment(options.cache)
-        build = Build(options.suite, options.cache, options.output)
+        build = Build(options.suite, options.cache, options.output, options.firmware, options.append, options.netboot)
         with lock(build.cache):
             make(build)
     except BuildFailed as failure:
@@ -133,10 +155,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--suite", default="trixie", help="Debian release of the live system (%(default)s)")
     parser.add_argument("--cache", type=Path, default=home / "asr", metavar="DIR",
                         help="what the next build needs not make again (%(default)s)")
+    parser.add_argument("--firmware", choices=FIRMWARE, default="none",
+                        help="Debian's non-free firmware: for wired network cards and disk controllers, or for every "
+                             "driver (%(default)s)")
+    parser.add_argument("--append", type=kernel_arguments, default="", metavar="ARGUMENTS",
+                        help="to the kernel's command line, e.g. 'asr.keymap=de-latin1'")
+    parser.add_argument("--netboot", type=Path, metavar="DIR",
+                        help="write there what a computer boots from over the network")
     parser.add_argument("--demo", action="store_true", help="then recover a sample machine with it, on this terminal")
     options = parser.parse_args()
     options.output, options.cache = options.output.absolute(), options.cache.absolute()
+    if options.netboot:
+        options.netboot = options.netboot.absolute()
     return options
+
+
+def kernel_arguments(text: str) -> str:
+    """Words that mean to GRUB and iPXE what they say. Raises ArgumentTypeError, which argparse shows."""
+    if wrong := re.search(r"[^\w.,:/=+@%\- ]", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} can't be written in a boot menu")
+    return " ".join(text.split())
 
 
 # What the build machine needs
@@ -206,7 +244,8 @@ def make(build: Build) -> None:
     """Makes the ISO. What an earlier run has finished, and nothing has changed since, is taken from the cache."""
     build.log.write_text("")
     begin = time.monotonic()
-    with progress(len(BASE) + len(PROGRAM)) as step:
+    steps = (*PROGRAM, ("Network boot", netboot)) if build.netboot else PROGRAM
+    with progress(len(BASE) + len(steps)) as step:
         for title, verb in BASE:
             done = build.base / f"{verb.__name__}.done"
             if done.exists():
@@ -214,7 +253,7 @@ def make(build: Build) -> None:
                 continue
             step(title, partial(verb, build))
             done.touch()
-        for title, verb in PROGRAM:
+        for title, verb in steps:
             step(title, partial(verb, build))
     remove_other_bases(build)
     size = build.output.stat().st_size / 1e6
@@ -294,8 +333,10 @@ def base_squashfs(build: Build) -> None:
 
 
 def package_list(build: Build) -> None:
+    """Name and version of all that the image is made of: Debian's packages, then Python's."""
     listing = output_of("dpkg-query", f"--admindir={build.root}/var/lib/dpkg", "--show")
-    (build.base / "packages.txt").write_text(listing)
+    wheels = sorted(path.stem.rsplit("-", 1) for path in (build.root / "usr/lib/asr").glob("*.dist-info"))
+    (build.base / "packages.txt").write_text(listing + "".join(f"{name}\t{version}\n" for name, version in wheels))
 
 
 def program(build: Build) -> None:
@@ -305,12 +346,24 @@ def program(build: Build) -> None:
     for package in ("bootenv", "console"):
         shutil.copytree(HERE / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     compile_python(build, "/asr")
+    date(build, code)                   # a checkout's files have the time of the checkout
     squashfs = new_stage(build) / "live/root.squashfs"
     shutil.copyfile(build.base / "root.squashfs", squashfs)
     build.tool(
         "mksquashfs", code, squashfs, "-no-progress", "-quiet", "-no-recovery",
         "-keep-as-directory", "-all-root",
     )
+
+
+def firmware(build: Build) -> None:
+    """What the drivers of the image ask for, appended to the squashfs; init tells the kernel where it is."""
+    if build.firmware == "none":
+        return
+    tree = build.cache / "firmware"
+    shutil.rmtree(tree, ignore_errors=True)
+    copy_firmware(build, sorted(build.root.glob("usr/lib/modules/*/**/*.ko")), tree)
+    build.tool("mksquashfs", tree, build.stage / "live/root.squashfs", "-no-progress", "-quiet", "-no-recovery",
+               "-keep-as-directory", "-all-root")
 
 
 def initramfs(build: Build) -> None:
@@ -329,7 +382,7 @@ def initramfs(build: Build) -> None:
     scripts = build.cache / "initramfs.cpio.zst"
     pack(build, tree, scripts)
     # The kernel unpacks archives that follow one another.
-    archives = (module_archive(build), scripts)
+    archives = (module_archive(build, listed(IMAGE / "initramfs-modules")), scripts)
     (build.stage / "live/initrd.img").write_bytes(b"".join(archive.read_bytes() for archive in archives))
     shutil.copy(build.root / f"boot/vmlinuz-{build.kernel}", build.stage / "live/vmlinuz")
 
@@ -338,10 +391,7 @@ def boot_files(build: Build) -> None:
     """GRUB for BIOS and, signed, for UEFI; the medium's id and script."""
     stage = build.stage
     live = stage / "live"
-    contents = hashlib.sha256()
-    for name in ("vmlinuz", "initrd.img", "root.squashfs"):
-        contents.update(hashlib.file_digest((live / name).open("rb"), "sha256").digest())
-    medium = contents.hexdigest()[:16]
+    medium = medium_id(live)
     (live / "id").write_text(f"{medium}\n")
     shutil.copy(IMAGE / "asr", stage / "asr")
     (stage / ".disk").mkdir()
@@ -371,7 +421,35 @@ def iso(build: Build) -> None:
         build.stage,
     )
     part.rename(build.output)
-    shutil.copy(build.base / "packages.txt", build.output.with_suffix(".packages"))
+    packages = build.output.with_suffix(".packages.txt")
+    shutil.copyfile(build.base / "packages.txt", packages)
+    if build.firmware != "none":
+        with packages.open("a") as listing:
+            listing.write((firmware_tree(build) / "packages.txt").read_text())
+    names = (build.output.name, packages.name)
+    (build.output.parent / "SHA256SUMS").write_text(checksums(build.output.parent, *names))
+
+
+def netboot(build: Build) -> None:
+    """A folder for any HTTP or TFTP server: the medium's parts, the network's drivers, and what loads them."""
+    assert build.netboot
+    live, folder = build.stage / "live", build.netboot
+    (folder / "grub").mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        shutil.copyfile(live / name, folder / name)
+    drivers = module_archive(build, listed(IMAGE / "netboot-modules"), beside=listed(IMAGE / "initramfs-modules"))
+    shutil.copyfile(drivers, folder / "netboot.img")
+    medium = (live / "id").read_text().strip()
+    for source, goal in (("netboot.ipxe", "boot.ipxe"), ("netboot-grub.cfg", "grub/grub.cfg")):
+        (folder / goal).write_text(filled(IMAGE / source, medium, build.append))
+    # Secure Boot: the firmware starts shim, which fetches GRUB from beside it.
+    shutil.copyfile(build.root / "usr/lib/shim/shimx64.efi.signed", folder / "shimx64.efi")
+    shutil.copyfile(build.root / "usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed", folder / "grubx64.efi")
+    core = "/tmp/core.0"
+    build.tool("chroot", build.root, "grub-mkimage", "--format=i386-pc-pxe", "--prefix=(pxe)/grub", f"--output={core}",
+               *GRUB_PXE)
+    shutil.move(build.root / core.lstrip("/"), folder / "grub.0")
+    (folder / "SHA256SUMS").write_text(checksums(folder, *PARTS, "netboot.img"))
 
 
 # Finished steps of BASE are kept; those of PROGRAM are made in every build.
@@ -387,6 +465,7 @@ BASE: tuple[tuple[str, Verb], ...] = (
 )
 PROGRAM: tuple[tuple[str, Verb], ...] = (
     ("Our code", program),
+    ("Firmware", firmware),
     ("Initramfs", initramfs),
     ("Boot loaders", boot_files),
     ("ISO", iso),
@@ -432,24 +511,63 @@ def new_stage(build: Build) -> Path:
     return build.stage
 
 
-def module_archive(build: Build) -> Path:
-    """The listed kernel modules and what they depend on, as one cpio archive; kept until the list changes."""
-    wanted = listed(IMAGE / "initramfs-modules")
-    archive = build.base / f"modules-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:16]}.cpio.zst"
+def module_archive(build: Build, wanted: list[str], beside: Sequence[str] = ()) -> Path:
+    """The wanted kernel modules, what they depend on and their firmware, as one cpio archive; kept until that changes.
+
+    `beside`: those of an archive that is unpacked before it, and which are not in it again.
+    """
+    key = repr((wanted, beside, build.firmware))
+    archive = build.base / f"modules-{hashlib.sha256(key.encode()).hexdigest()[:16]}.cpio.zst"
     if archive.exists():
         return archive
     tree = build.cache / "modules"
     shutil.rmtree(tree, ignore_errors=True)
     source = build.root / "usr/lib/modules" / build.kernel
     goal = tree / "lib/modules" / build.kernel
-    for path in module_closure(source, wanted):
+    there = module_closure(source, beside)
+    modules = [path for path in module_closure(source, wanted) if path not in there]
+    for path in (*modules, *there):
         (goal / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / path, goal / path)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         shutil.copy(source / name, goal / name)
-    build.tool("depmod", "--basedir", tree, build.kernel)
+    build.tool("depmod", "--basedir", tree, build.kernel)       # of all of them: it takes the earlier one's place
+    for path in there:
+        (goal / path).unlink()
+    if beside:
+        shutil.copy(IMAGE / "lease", tree / "lease")
+    if build.firmware != "none":
+        copy_firmware(build, [source / path for path in modules], tree / "lib/firmware")
     pack(build, tree, archive)
     return archive
+
+
+def firmware_tree(build: Build) -> Path:
+    """Debian's packages of firmware, unpacked; their names and versions are in packages.txt."""
+    packages = FIRMWARE[build.firmware]
+    tree = build.base / f"firmware-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:16]}"
+    if not (tree / "packages.txt").exists():
+        shutil.rmtree(tree, ignore_errors=True)
+        sources = [f"{line} non-free-firmware" for line in debian_sources(build.suite)]
+        build.tool("mmdebstrap", "--mode=root", "--variant=extract", f"--include={','.join(packages)}",
+                   f"--aptopt={build.base / 'apt.conf'}", build.suite, tree, *sources)
+        # Unpacked and not installed, they are in no list; a changelog begins with: source (version) suite.
+        (tree / "packages.txt").write_text("".join(
+            f"{path.parent.name}\t{gzip.decompress(path.read_bytes()).split()[1].decode().strip('()')}\n"
+            for path in sorted(tree.glob("usr/share/doc/firmware-*/changelog.Debian.gz"))))
+    return tree
+
+
+def copy_firmware(build: Build, modules: list[Path], goal: Path) -> None:
+    """The files that these modules may ask the kernel for, by the names that they ask for."""
+    source = firmware_tree(build) / "usr/lib/firmware"
+    goal.mkdir(parents=True)
+    names = output_of("modinfo", "--field=firmware", *map(str, modules)).split()
+    for name in sorted(set(names)):
+        for path in (name, f"{name}.xz", f"{name}.zst"):
+            if (source / path).is_file():
+                (goal / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / path, goal / path)
 
 
 def pack(build: Build, tree: Path, archive: Path) -> None:
@@ -474,7 +592,7 @@ def libraries(listing: str) -> list[str]:
     return sorted({word.lstrip("/") for word in words if word.startswith("/") and not word.endswith(":")})
 
 
-def module_closure(modules: Path, wanted: list[str]) -> list[str]:
+def module_closure(modules: Path, wanted: Sequence[str]) -> list[str]:
     """Paths below `modules` of the wanted modules and what they depend on; initramfs-modules says how one is wanted."""
     needs = {}
     for line in (modules / "modules.dep").read_text().splitlines():
@@ -484,7 +602,7 @@ def module_closure(modules: Path, wanted: list[str]) -> list[str]:
     for want in sorted(wanted, key=lambda want: want.startswith("-")):
         found = {path for path in needs if is_wanted(path, want)}
         if not found and want.replace("-", "_") not in builtin_modules(modules):
-            raise BuildFailed(f"bootenv/image/initramfs-modules names {want}, which this kernel does not have.")
+            raise BuildFailed(f"A list of modules in bootenv/image names {want}, which this kernel does not have.")
         chosen = chosen - found if want.startswith("-") else chosen | found
     return sorted(chosen.union(*(needs[path] for path in chosen)))
 
@@ -504,7 +622,7 @@ def grub_files(build: Build, medium: str) -> None:
     """The menu, what it reads, and the modules of both platforms: signed GRUB has its own built in."""
     grub = build.stage / "boot/grub"
     grub.mkdir(parents=True)
-    (grub / "grub.cfg").write_text((IMAGE / "grub.cfg").read_text().replace("@ID@", medium))
+    (grub / "grub.cfg").write_text(filled(IMAGE / "grub.cfg", medium, build.append))
     # A GRUB environment block is 1024 bytes, filled up with #.
     block = b"# GRUB Environment Block\nescape=\x1b\nenter=\r\n"
     (grub / "keys.env").write_bytes(block.ljust(1024, b"#"))
@@ -513,6 +631,25 @@ def grub_files(build: Build, medium: str) -> None:
         for path in (build.root / "usr/lib/grub" / platform).iterdir():
             if path.suffix in (".mod", ".lst"):
                 shutil.copy(path, grub / platform)
+
+
+def filled(template: Path, medium: str, append: str) -> str:
+    """A boot loader's script with the medium's id and what else the kernel is told."""
+    return template.read_text().replace("@ID@", medium).replace("@APPEND@", append)
+
+
+def medium_id(folder: Path) -> str:
+    """asr.id=: of what the medium holds, so that the initramfs knows whether it has all of it as it was."""
+    return hashlib.sha256(checksums(folder, *PARTS).encode()).hexdigest()[:16]
+
+
+def checksums(folder: Path, *names: str) -> str:
+    """As sha256sum(1) writes them."""
+    lines = []
+    for name in names:
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
 
 
 def bios_image(build: Build) -> None:
@@ -548,8 +685,9 @@ def remove_other_bases(build: Build) -> None:
             shutil.rmtree(path)
 
 
+@cache
 def epoch() -> int:
-    """The time that files of this build carry: SOURCE_DATE_EPOCH (seconds), or now."""
+    """The time that files of this build carry: SOURCE_DATE_EPOCH (seconds), or when it began."""
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 

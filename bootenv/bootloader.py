@@ -11,6 +11,7 @@ from pathlib import Path
 from . import uefi
 from .errors import AsrError, CommandFailed, Unsupported
 from .events import Difference, Event, Progress
+from .keymap import chosen
 from .layout import BootOption, Disk, Layout, LogicalVolume, MdArray, Mount, Partition
 from .run import STATE, log, run
 from .sif import AsrSet
@@ -20,6 +21,7 @@ RECOVERY = "asr-recovery"              # the minimal OS's folder, in the root of
 MINIMAL_OS = ("vmlinuz", "initrd.img", "root.squashfs")        # what it is made of, on the medium and on the disk
 MEDIUM = Path("/run/medium")           # where the initramfs left the volume that this system was started from
 LIVE = Path("/")                       # the live system's own tree
+CMDLINE = Path("/proc/cmdline")
 ROOM = 256 * 2**20                     # bytes that the minimal OS takes, with its log and journal
 ESP_ROOM = 40 * 2**20                  # bytes that its loaders, kernel and initramfs take of each EFI system partition
 
@@ -54,8 +56,8 @@ if serial --unit=0 --speed=115200; then
     terminal_output console serial
 fi"""
 _FIND_UEFI = "# The kernel lies on the volume that GRUB was started from, which is root."
-# As on the medium: bootenv/image/grub.cfg.
-_ARGUMENTS = "quiet loglevel=3 nomodeset no-scroll fbcon=font:TER16x32"
+# As on the medium: bootenv/image/grub.cfg. What is beside 80x25 on a framebuffer is as blue as the screen.
+_ARGUMENTS = "quiet loglevel=3 nomodeset no-scroll fbcon=font:TER16x32,margin:1"
 
 # Debian's signed GRUB for CDs, and not the one for disks: it reads the second of these files before any other, while
 # the other's /EFI/debian/grub.cfg is what a restored Debian has there, and the minimal OS must still start after a
@@ -158,6 +160,7 @@ def _arguments(set: AsrSet, layout: Layout) -> Iterator[str]:
     mount = recovery_mount(layout)
     filesystem = layout.filesystem(mount.filesystem)
     yield f"asr.id={set.id} asr.stage=restore"
+    yield from _carried()
     if mount.subvolume:
         yield f"asr.subvolume={mount.subvolume}"
     devices = [d for id in layout.devices_of(filesystem) for d in _assembled(id, layout)]
@@ -167,6 +170,13 @@ def _arguments(set: AsrSet, layout: Layout) -> Iterator[str]:
         else:
             yield f"asr.volume={layout.group(device.group).name}/{device.name}"
     yield _ARGUMENTS
+
+
+def _carried() -> Iterator[str]:
+    """What this start was told and the next one needs: the same keyboard, the same way in."""
+    if keymap := chosen():
+        yield f"asr.keymap={keymap}"
+    yield from (word for word in CMDLINE.read_text().split() if word.startswith("asr.ssh="))
 
 
 def _config(set: AsrSet, layout: Layout) -> str:

@@ -11,6 +11,7 @@ from .asr_disk import SIF, AsrDisk, write_asr_disk
 from .asr_disk import find_asr_disk as find_set
 from .backup import restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
+from .drivers import carry, load_drivers, release
 from .errors import AsrError, BackupNotFound, CommandFailed, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
 from .events import Difference, Event
 from .execute import execute
@@ -24,7 +25,8 @@ from .sif import AsrSet, write_sif
 from .target import mounted
 from .volumes import find_backup, forget
 
-__all__ = ["Check", "Lock", "checks", "find_set", "locks", "match_disks", "opens", "recover", "renew", "restart"]
+__all__ = ["Check", "Lock", "checks", "find_set", "load_drivers", "locks", "match_disks", "opens", "recover", "release",
+           "renew", "restart"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def recover(disk: AsrDisk, match: Match, secrets: Mapping[str, bytes] | None = N
     with mounted(layout, secrets) as target:
         folder = recovery_folder(layout, target)
         yield from copy_minimal(layout, target, _medium_folder())
+        carry(folder / "initrd.img")
         (folder / SIF).write_bytes(write_sif(set))
         yield from install_minimal(set, layout, target)
         # Last: without its id the folder is no minimal OS, and the technician starts again from the medium.

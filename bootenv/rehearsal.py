@@ -84,6 +84,9 @@ class Machine:
     kernel: Path | None = None                   # started by the firmware itself, whatever is on the disks
     initrd: Path | None = None                   # for that kernel
     arguments: str = ""                          # its command line
+    network: bool = False                        # a card, by which this computer is at 10.0.2.2
+    ssh: int = 0                                 # the port of this computer that is the guest's port 22
+    monitor: tuple[int, int] | None = None       # width and height that it asks for; UEFI's default is 1280x800
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class Guest:
         finally:
             future.cancel()                              # of use when a key interrupts the wait
 
-    def command(self, name: str, **arguments: object) -> Any:
+    def command(self, name: str, /, **arguments: object) -> Any:
         """One QMP command, and what it returns. Raises MachineGone, RehearsalFailed."""
         try:
             return self._wait(self._qmp.execute(name, {k.replace("_", "-"): v for k, v in arguments.items()}), 60)
@@ -444,7 +447,7 @@ def command_line(machine: Machine, socket: Path, folder: Path) -> tuple[str, ...
     return (
         "setpriv", "--pdeathsig", "KILL",                 # no machine outlives the one who watches it
         "qemu-system-x86_64",
-        "-nodefaults", "-no-user-config", "-display", "none", "-vga", "std",
+        "-nodefaults", "-no-user-config", "-display", "none",
         "-accel", "tcg,thread=multi,tb-size=512",
         "-smp", "1",                                      # a second processor costs more than it gives under tcg
         "-m", str(machine.memory // MiB),
@@ -452,6 +455,7 @@ def command_line(machine: Machine, socket: Path, folder: Path) -> tuple[str, ...
         *_firmware(machine, folder),
         "-boot", "strict=on",                             # nothing boots but what machine.boot names
         *_kernel(machine),
+        *_network(machine),
         "-S", "-chardev", f"socket,id=qmp,path={socket}", "-mon", "chardev=qmp,mode=control",
         "-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial",
         *_options("-blockdev", _nodes(machine)),
@@ -490,6 +494,12 @@ def _kernel(machine: Machine) -> Iterator[str]:
             yield from ("-initrd", str(machine.initrd))
 
 
+def _network(machine: Machine) -> Iterator[str]:
+    if machine.network or machine.ssh:
+        forward = f",hostfwd=tcp:127.0.0.1:{machine.ssh}-:22" if machine.ssh else ""
+        yield from ("-netdev", f"user,id=network{forward}", "-device", "virtio-net-pci,netdev=network")
+
+
 def _nodes(machine: Machine) -> Iterator[Mapping[str, object]]:
     for number, drive in enumerate(machine.disks):
         yield _node(f"disk{number}-image", drive.image, drive.format)
@@ -507,6 +517,9 @@ def _node(name: str, image: Path, format: str) -> dict[str, object]:
 
 
 def _devices(machine: Machine) -> Iterator[Mapping[str, object]]:
+    width, height = machine.monitor or (0, 0)
+    # Without 64 MiB of its own it could not show 4K.
+    yield {"driver": "VGA", "id": "monitor", **({"xres": width, "yres": height, "vgamem_mb": 64} if width else {})}
     yield {"driver": "floppy", "id": FLOPPY_DRIVE, "drive-type": "144"}
     yield {"driver": "qemu-xhci", "id": "usb"}
     if any(drive.bus == "scsi" for drive in machine.disks):

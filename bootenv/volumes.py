@@ -83,6 +83,15 @@ def find_backup(set: AsrSet) -> FoundBackup:
     )
 
 
+def every_volume() -> Iterator[Path]:
+    """Where each volume of this computer is mounted, read-only, until forget(); floppy disks, too."""
+    forget()
+    floppies = (_Volume(str(path), "vfat", "", "") for path in sorted(Path("/dev").glob("fd[0-9]")))
+    for volume in chain(_volumes(frozenset()), floppies):
+        if volume.mount(_LOOK.get(volume.type, "ro")):
+            yield volume.point
+
+
 def every_backup() -> Iterator[FoundBackup]:
     """Each ASR set's backup on the volumes of this computer, which stay mounted, read-only, until forget()."""
     forget()

@@ -104,6 +104,8 @@ def _add_backup_commands(commands: Any) -> None:
 
 def console(arguments: argparse.Namespace) -> int:
     """The stage that the kernel's command line names, on this terminal."""
+    from bootenv.apart import Apart
+
     from .app import SetupApp
 
     app: SetupApp
@@ -112,13 +114,13 @@ def console(arguments: argparse.Namespace) -> int:
 
         from .restore import RestoreApp
 
-        app = RestoreApp(restore)
+        app = RestoreApp(Apart(restore, "restore"))
     else:
         from bootenv import recover
 
         from .recover import RecoverApp
 
-        app = RecoverApp(recover)
+        app = RecoverApp(Apart(recover, "recover"))
     app.run(mouse=False)
     return app.return_code or 0
 

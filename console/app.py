@@ -24,6 +24,9 @@ from .widgets import AsciiGlyphs, ReverseVideo
 
 T = TypeVar("T")
 
+# On every page of the medium's own stories: no program of a running system changes that system's keyboard.
+CHOOSE_KEYBOARD = Binding("f4", "keyboard", show=False, priority=True)
+
 
 class Cancelled(Exception):
     """The person left while the work was going on."""
@@ -60,6 +63,7 @@ class SetupApp(App[int]):
         self.tick = tick
         self.page: Page[Any] | None = None
         self.working: asyncio.Future[Any] | None = None
+        self._crash = ""
         self._unseen = ExitStack()
         self._look = _look_for_this_terminal()
         self.animation_level = "none"
@@ -71,6 +75,15 @@ class SetupApp(App[int]):
 
     def action_ignore(self) -> None:
         """Nothing."""
+
+    def action_keyboard(self) -> None:
+        """Over whatever page there is, which goes on when the layout is chosen."""
+        from .keyboard import Keyboard
+
+        if isinstance(self.screen, Keyboard):
+            self.pop_screen()
+        else:
+            self.push_screen(Keyboard())
 
     def on_mount(self) -> None:
         # init has painted the screen long ago: nothing empty may come between that and the first page.
@@ -143,12 +156,14 @@ class SetupApp(App[int]):
 
     def _handle_exception(self, error: Exception) -> None:
         log(*"".join(traceback.format_exception(error)).splitlines())
+        self._crash = f"{type(error).__name__}: {error}"
         super()._handle_exception(error)
 
     def _print_error_renderables(self) -> None:
         if self._exit_renderables:
             self._exit_renderables.clear()
-            print("Setup ended because of an error in itself. The log has the details.", file=sys.stderr)
+            print(f"Setup ended because of an error in itself. The log has the details.\n{self._crash[:300]}",
+                  file=sys.stderr)
 
 
 def _consume(events: Generator[Event, None, T], page: Work) -> T:

@@ -2,7 +2,7 @@
 
 import asyncio
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,17 @@ from textual import events, work
 from textual.widget import Widget
 
 from bootenv.errors import BackupNotFound, NoAsrDisk
-from bootenv.events import Progress
+from bootenv.events import Event, Progress
 from bootenv.layout import Disk, human
 
-from .app import SetupApp
+from .app import CHOOSE_KEYBOARD, SetupApp
 from .files import restore_files
 from .screens import ChecksPage, Notice, Page, Passphrase, Work, bullets, key, seconds, set_lines, text
-from .widgets import TEXT_WIDTH, Gauge, Lines, Listing
+from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.asr_disk import AsrDisk
+    from bootenv.drivers import Loaded
     from bootenv.match import Choice, Match
     from bootenv.recover import Lock
 
@@ -40,6 +41,8 @@ _LOOK_EVERY = 1.0
 class RecoverApp(SetupApp):
     """Pages 2 to 10. `hardware_ready` is the file that says that all devices are known."""
 
+    BINDINGS = [CHOOSE_KEYBOARD]
+
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
         super().__init__(story, tick=tick)
         self.hardware_ready = hardware_ready
@@ -48,6 +51,8 @@ class RecoverApp(SetupApp):
         self.wanted = False        # F2 was pressed: nothing before page 5 needs to be seen again
 
     async def pages(self) -> None:
+        if (work := self.story.under_way()) and await self.resumed(work):
+            return await self.ask(Reboot())
         self.wanted = self.wanted or await self.prompted()
         while not self.wanted or not (disk := await self.asr_disk()):
             await self.welcome()
@@ -57,13 +62,37 @@ class RecoverApp(SetupApp):
             pass
         await self.ask(Reboot())
 
+    async def resumed(self, work: Generator[Event, None, None]) -> bool:
+        """What an earlier console was doing when it crashed. False: it failed."""
+        try:
+            self.changed = _DISKS_CHANGED
+            await self.perform(Preparing(), work)
+        except Exception as error:
+            await self.ask(self.page_for(error, changed=self.changed))
+            return False
+        return True
+
     async def prompted(self) -> bool:
         if await self.hardware():
             return True
         answer = await self.ask(PromptF6())
-        if answer == "f6":
-            await self.ask(Notice("Third-party drivers", *_NO_DRIVERS))
-        return answer == "f2" or await self.ask(PromptF2())
+        while answer == "f6" or not answer:
+            if answer == "f6":
+                await self.drivers()
+            answer = await self.ask(PromptF2())
+        return answer == "f2"
+
+    async def drivers(self) -> None:
+        """From as many disks as there are; nothing is changed on them."""
+        while await self.ask(DriverDisk(self.story.release())):
+            try:
+                await self.show(Looking())
+                loaded = await asyncio.to_thread(self.story.load_drivers)
+            except Exception as error:
+                if await self.ask(self.page_for(error, "cancel")) == "cancel":
+                    return
+            else:
+                return await self.ask(Drivers(loaded))
 
     async def hardware(self) -> bool:
         """Waits until all devices are known. True: F2 came first."""
@@ -138,12 +167,6 @@ _DISKS_CHANGED = (
     "been run again from this medium."
 )
 
-_NO_DRIVERS = (
-    "This version of Setup takes no drivers from a disk. The recovery medium carries all drivers of the Linux "
-    "kernel and uses those that your hardware needs.",
-    "Nothing was changed.",
-)
-
 _NOT_YET = {
     "verify": (
         "Verify a backup and an ASR disk",
@@ -195,8 +218,12 @@ class Prompt(Page[Any]):
         "F2 starts Automated System Recovery: this computer's disks are made as they were when its ASR set was "
         "prepared, and its files are restored. You need the ASR disk and the backup.\n\n"
         "If you press nothing, the Welcome page comes next. It offers the same and more. ENTER goes there at once.\n\n"
+        "F4 chooses the layout of your keyboard, on this and on every other page.\n\n"
         "Nothing is changed before you have inserted an ASR disk."
     )
+
+    def content(self) -> Iterable[Widget]:
+        yield text("To choose the layout of your keyboard, press F4.")
 
     def show_keys(self) -> None:
         self.bar.show(self.LINE)
@@ -218,14 +245,58 @@ class PromptF2(Prompt):
     LINE = "Press F2 to run Automated System Recovery (ASR)..."
     SECONDS = _F2
     BINDINGS = (
-        key("f2", "answer(True)")
-        + key("enter", "answer(False)")
-        + key("escape", "answer(False)")
+        key("f2", "answer('f2')")
+        + key("f6", "answer('f6')")
+        + key("enter", "answer('welcome')")
+        + key("escape", "answer('welcome')")
         + key("f3", "leave")
     )
 
     def time_is_up(self) -> None:
-        self.answer(False)
+        self.answer("welcome")
+
+
+class DriverDisk(Page[bool]):
+    """F6 was pressed. Answers whether there is a disk to look at."""
+
+    HEADING = "Third-party drivers and firmware"
+    BINDINGS = key("enter", "answer(True)", "Continue") + key("escape", "answer(False)", "Cancel")
+    EXPLANATION = (
+        "The recovery medium carries all drivers of the Linux kernel. What it may lack is a driver that is newer than "
+        "it, and firmware that its makers may not give away.\n\n"
+        "What is on the disk is loaded now, and once more when this computer restores its files. The recovered system "
+        "gets nothing of it: it has its own."
+    )
+    WARNING = "Nothing was changed yet."
+
+    def __init__(self, release: str):
+        super().__init__()
+        self.release = release
+
+    def content(self) -> Iterable[Widget]:
+        yield text("Insert the disk with the drivers: a USB stick, a CD or a floppy disk.")
+        yield text("At its top, or in a folder named drivers, Setup looks for")
+        yield bullets(f"kernel modules (.ko) for Linux {self.release},",
+                      "Debian packages (.deb) with such or with firmware,", "a folder named firmware.")
+        yield text("To continue, press ENTER. To go back, press ESC.")
+
+
+class Looking(Page[None]):
+    HEADING = "Setup is loading drivers and firmware..."
+
+
+class Drivers(Notice):
+    """What became of each."""
+
+    def __init__(self, loaded: "list[Loaded]"):
+        useless = [file for file in loaded if file.trouble]
+        super().__init__(f"{len(loaded) - len(useless)} of {len(loaded)} drivers and firmware files are in use.")
+        self.lines = [line for file in (*useless, *(f for f in loaded if not f.trouble)) for line in (
+            shortened(file.name, TEXT_WIDTH - 4), *wrapped(file.trouble, TEXT_WIDTH - 4, "    "))]
+
+    def content(self) -> Iterable[Widget]:
+        yield Listing(self.lines, height=min(len(self.lines) + 2, 14))
+        yield from super().content()
 
 
 class Welcome(Page[str]):
@@ -254,6 +325,7 @@ class Welcome(Page[str]):
             "To verify a backup and an ASR disk, press V.",
             "To prepare an ASR set of this computer, press P.",
             *(["To work at a command line, press S."] if self.check_action("shell", ()) else []),
+            "To choose the layout of your keyboard, press F4.",
             "To quit Setup and restart your computer, press F3.",
         )
 

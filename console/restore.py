@@ -1,7 +1,7 @@
 """OS restore: the wizard that runs from the hard disk, and goes through by itself if nobody is there."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,9 +9,10 @@ from textual import events, work
 from textual.widget import Widget
 
 from bootenv.errors import AsrError
+from bootenv.events import Event
 from bootenv.layout import human
 
-from .app import SetupApp
+from .app import CHOOSE_KEYBOARD, SetupApp
 from .screens import (
     Browse,
     Page,
@@ -55,15 +56,20 @@ _UNLOCK = (
 class RestoreApp(SetupApp):
     """Pages 11 to 15."""
 
+    BINDINGS = [CHOOSE_KEYBOARD]
+
     def __init__(self, story: Any, *, tick: float = 1.0):
         super().__init__(story, tick=tick)
         self.secrets: dict[str, bytes] = {}    # passphrases by the ids of their containers
 
     async def pages(self) -> None:
         set = await asyncio.to_thread(self.story.pending_set)
-        await self.passphrases(set)
-        wish = await self.ask(WizardWelcome(set))
-        while not (outcome := await self.restored(set, wish)):
+        work = self.story.under_way()
+        outcome = await self.followed(work) if work else None
+        if not outcome:
+            await self.passphrases(set)
+            wish = await self.ask(WizardWelcome(set))
+        while not (outcome := outcome or await self.restored(set, wish)):
             wish = "next"
         await self.ask(Result(set, outcome))
 
@@ -86,13 +92,16 @@ class RestoreApp(SetupApp):
         backup, alone = await self.source(set, wish)
         if not await self.ask(Completing(set, backup, alone)):
             return None
+        return await self.followed(self.story.restore(set, backup, self.secrets))
+
+    async def followed(self, work: "Generator[Event, None, Outcome]") -> "Outcome | None":
+        """The restore, begun by this console or by one that has crashed. None: it failed, and that was seen."""
         try:
             page = ProgressPage("Restore Progress", _PROGRESS, f"{_NOT_RECOVERED} {_AGAIN}")
-            outcome: Outcome = await self.perform(page, self.story.restore(set, backup, self.secrets))
+            return await self.perform(page, work)
         except Exception as error:
             await self.ask(self.page_for(error, heading=_NOT_RECOVERED, changed=_PARTLY))
             return None
-        return outcome
 
     async def source(self, set: "AsrSet", wish: str) -> "tuple[FoundBackup, bool]":
         """The backup to restore, and whether it was found and taken without a key."""

@@ -540,7 +540,7 @@ class Passphrase(Page["bytes | None"]):
         "kept in this computer's memory until the next start, and nowhere else.\n\n"
         "Where the backup is connected, the volume gets the header that was saved with it, so that all its old "
         "passphrases and keys open it. Without that, it gets a new header with the passphrase that you type.\n\n"
-        "Keys are those of a US keyboard. F7 shows what you type, so that you can make sure."
+        "F4 chooses the layout of your keyboard. F7 shows what you type, so that you can make sure."
     )
 
     def __init__(self, name: str, *, opens: "Callable[[bytes], bool] | None", first: str, renew: bool = False,
@@ -564,7 +564,7 @@ class Passphrase(Page["bytes | None"]):
 
     def show_keys(self) -> None:
         renew = "  F8=New Header" if self.renew else ""
-        self.bar.show(f"ENTER=Continue  F7=Show{renew}  F1=Help  F3=Quit")
+        self.bar.show(f"ENTER=Continue  F4=Keyboard  F7=Show{renew}  F1=Help  F3=Quit")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.renew if action == "answer" else super().check_action(action, parameters)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bootenv import bootloader, uefi
+from bootenv import bootloader, keymap, uefi
 from bootenv.bootloader import (
     boot_disks,
     check_minimal,
@@ -135,6 +135,16 @@ def test_the_minimal_os_starts_what_it_lies_on_and_nothing_else():
     assert " asr.array=aa:bb:cc:01@/dev/md/vg asr.volume=my-vg/root quiet " in text
     assert "aa:bb:cc:00" not in text
     assert "--set=root uuid/\n" in text
+
+
+def test_the_minimal_os_has_the_same_keyboard_and_the_same_way_in(tmp_path, monkeypatch):
+    (tmp_path / "keymap").write_text("de-latin1\n")
+    (tmp_path / "cmdline").write_text("asr.id=0 asr.keymap=us asr.ssh=AAAAC3Nz= asr.toram quiet\n")
+    monkeypatch.setattr(keymap, "CHOSEN", tmp_path / "keymap")
+    monkeypatch.setattr(bootloader, "CMDLINE", tmp_path / "cmdline")
+    text = config(BIOS, SERVER)
+    assert " asr.stage=restore asr.keymap=de-latin1 asr.ssh=AAAAC3Nz= asr.array=" in text
+    assert "asr.toram" not in text
 
 
 def test_the_minimal_os_on_a_partition_starts_nothing():

@@ -23,10 +23,11 @@ from textual.app import App
 from textual.widgets import Input
 
 import bootenv.run
-from bootenv import errors
+from bootenv import errors, keymap
 from bootenv.asr_disk import AsrDisk
 from bootenv.backup import Entry
 from bootenv.check import LOSS, Finding
+from bootenv.drivers import Loaded
 from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
@@ -92,6 +93,7 @@ def boot_recovery(**changes):
         "match_disks": lambda disk: Match((BLANK,), LAYOUT),
         "locks": lambda _: (),
         "recover": lambda disk, match, secrets: working(FORMATTING, COPYING),
+        "under_way": lambda: None,
         "restart": Counted(),
     } | changes)
 
@@ -106,6 +108,7 @@ def os_restore(**changes):
         "open_backup": lambda path, set: replace(FOUND, place=path),
         "locks": lambda _: (),
         "restore": lambda set, backup, secrets: working(RESTORING, outcome=RECOVERED),
+        "under_way": lambda: None,
         "restart": Counted(),
     } | changes)
 
@@ -224,6 +227,8 @@ def progress_page(heading, progress, *differences, seconds=251):
     return at_work(page, progress, *differences)
 
 
+LOADED = [Loaded("megaraid_sas.ko"), Loaded("qla2xxx.ko", "It is for Linux 6.1.0-40-amd64; this is 6.12.1-amd64."),
+          Loaded("rtl_nic/rtl8168h-2.fw")]
 DISK_ERRORS = {
     "error-no-asr-disk": (errors.NoAsrDisk(
         "Setup could not find an ASR disk in any drive.",
@@ -269,6 +274,8 @@ PAGES = {
     "02-inspecting": (lambda: recover.Inspecting(Path("/nonexistent")), "inspecting", None),
     "03-prompt-f6": (recover.PromptF6, "F6", None),
     "03-prompt-f2": (recover.PromptF2, "F2", None),
+    "03-driver-disk": (lambda: recover.DriverDisk("6.12.1-amd64"), "Insert", None),
+    "03-drivers": (lambda: recover.Drivers(LOADED), "in use", None),
     "04-welcome": (recover.Welcome, "Welcome", None),
     "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_set=raises(errors.NoAsrDisk("none")))),
     "05-disk-found": (recover.InsertDisk, "Created", boot_recovery()),
@@ -391,13 +398,31 @@ async def test_f2_acts_at_once_while_the_hardware_is_being_inspected(tmp_path):
         await until(pilot, "Hard disks: 1 of 1 found")
 
 
-async def test_f6_says_honestly_that_there_are_no_drivers_to_add(tmp_path):
-    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+async def test_f6_loads_drivers_and_says_of_each_what_became_of_it(tmp_path):
+    disks = iter([errors.Unsupported("No disk has drivers."), LOADED])
+
+    def load():
+        if isinstance(found := next(disks), Exception):
+            raise found
+        return found
+
+    story = boot_recovery(load_drivers=load, release=lambda: "6.12.1-amd64")
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Press F6")
         await pilot.press("f6")
-        await until(pilot, "takes no drivers")
+        await until(pilot, "for Linux 6.12.1-amd64,")
         await pilot.press("enter")
-        await until(pilot, "Press F2")
+        await until(pilot, "No disk has drivers.")
+        await pilot.press("enter")
+        await until(pilot, "Insert the disk")
+        await pilot.press("enter")
+        await until(pilot, "2 of 3 drivers and firmware files are in use.")
+        await pilot.press("enter")
+        await until(pilot, "Press F2 to run")
+        await pilot.press("f6")                        # and again: another disk
+        await until(pilot, "Insert the disk")
+        await pilot.press("escape")
+        await until(pilot, "Press F2 to run")
 
 
 # Single files
@@ -639,6 +664,36 @@ async def test_a_disk_with_other_content_waits_for_f8(tmp_path):
     assert len(written) == 1
 
 
+async def test_recovery_that_is_under_way_when_the_console_comes_back_is_shown_to_its_end(tmp_path):
+    go_on = threading.Event()
+
+    def under_way():
+        yield COPYING
+        go_on.wait(60)
+
+    app = recover_app(boot_recovery(under_way=under_way, find_set=raises(AssertionError)), tmp_path)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Copying: root.squashfs")
+        go_on.set()
+        await until(pilot, "Your computer will reboot")
+
+
+async def test_recovery_that_failed_while_no_console_was_there_says_that_the_disks_were_changed(tmp_path):
+    story = boot_recovery(under_way=lambda: working(COPYING, errors.CommandFailed("mkfs.ext4 failed")))
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "mkfs.ext4 failed")
+        assert "The disks were already changed." in screen_text(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "Press F6")
+
+
+async def test_a_restore_that_is_under_way_asks_nothing_when_the_console_comes_back():
+    story = os_restore(under_way=lambda: working(RESTORING, outcome=RECOVERED), locks=raises(AssertionError),
+                       find_backup=raises(AssertionError))
+    async with restore.RestoreApp(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "has been recovered")
+
+
 @pytest.mark.parametrize(("error", "seen"), [
     (errors.CommandFailed("mkfs.ext4 failed: Input/output error"), "mkfs.ext4 failed: Input/output error"),
     (errors.ToolMissing("The program sfdisk is not on this system."), "The program sfdisk is not on this system."),
@@ -826,6 +881,76 @@ async def test_f3_asks_and_restarts_once(tmp_path):
         await pilot.press("f3")
         await until(pilot, "being restarted")
     assert app.story.restart.times == 1
+
+
+@pytest.fixture
+def layouts(monkeypatch, tmp_path):
+    """A medium with three keyboard layouts; which of them loadkeys was called for."""
+    for name in ("qwertz/de-latin1", "qwertz/de-latin1-nodeadkeys", "qwerty/us"):
+        path = tmp_path / "keymaps" / f"{name}.kmap.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    loaded = []
+    monkeypatch.setattr(keymap, "KEYMAPS", tmp_path / "keymaps")
+    monkeypatch.setattr(keymap, "CHOSEN", tmp_path / "chosen")
+    monkeypatch.setattr(keymap, "run", lambda argv: loaded.append(argv[-1]))
+    return loaded
+
+
+async def test_f4_chooses_the_keyboard_on_any_page_and_the_count_down_waits(layouts, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press F6")
+        await pilot.press("f4")
+        await until(pilot, "Which layout")
+        assert_canvas(pilot.app)
+        page, left = pilot.app.page, pilot.app.page.seconds
+        await asyncio.sleep(0.5)                       # in which both prompts would be over
+        assert (pilot.app.page, page.seconds) == (page, left)
+        await pilot.press("d", "d", "enter")           # of the two, the second
+        await until(pilot, "Welcome to Setup")
+    assert layouts == ["de-latin1-nodeadkeys"]
+    assert keymap.chosen() == "de-latin1-nodeadkeys"
+
+
+async def test_esc_keeps_the_keyboard_as_it_is(layouts, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press F6")
+        await pilot.press("f4", "f4")                  # a second one closes it
+        await until(pilot, "Press F6")
+        await pilot.press("f4")
+        await until(pilot, "Which layout")
+        await pilot.press("d", "escape")
+        await until(pilot, "Press F6")
+    assert layouts == []
+    assert keymap.chosen() == ""
+
+
+async def test_a_keyboard_that_the_kernel_refuses_says_so(layouts, monkeypatch, tmp_path):
+    monkeypatch.setattr(keymap, "run", raises(errors.CommandFailed("loadkeys failed: no console")))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press F6")
+        await pilot.press("f4")
+        await until(pilot, "Which layout")
+        await pilot.press("enter")
+        await until(pilot, "loadkeys failed")
+
+
+def test_layouts_have_their_languages(layouts):
+    assert [(k.name, k.language) for k in keymap.keymaps()] == [
+        ("de-latin1", "German"), ("de-latin1-nodeadkeys", "German"), ("us", "American")]
+    assert keymap._language("dvorak-fr") == "Dvorak"
+    assert keymap._language("fr_CH-latin1") == "Swiss French"
+    assert keymap._language("hebrew") == ""
+    with pytest.raises(errors.Unsupported, match="no keyboard layout xx"):
+        keymap.choose("xx")
+
+
+async def test_preparing_changes_no_keyboard_of_a_running_system(layouts):
+    async with prepare.PrepareApp(preparation(), SURVEY).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT protected")
+        await pilot.press("f4")
+        await until(pilot, "NOT protected")
+        assert len(pilot.app.screen_stack) == 2
 
 
 async def test_ctrl_c_and_ctrl_q_do_not_quit_and_a_line_feed_is_enter():

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import tomllib
+from argparse import ArgumentTypeError
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import build_iso
 from build_iso import IMAGE, Build, BuildFailed
 
-SCRIPTS = sorted(path for path in IMAGE.iterdir() if path.read_bytes().startswith(b"#!"))
+SCRIPTS = sorted(path for path in IMAGE.iterdir() if path.read_bytes().startswith(b"#!/"))
 MODULES_DEP = """\
 kernel/drivers/scsi/sd_mod.ko: kernel/drivers/scsi/scsi_mod.ko
 kernel/drivers/scsi/scsi_mod.ko:
@@ -213,6 +214,109 @@ cat() {{ echo 0; }}
 put_together"""
     shown = [line for line in said_by_sh(script).splitlines() if line.startswith(("mdadm", "lvm"))]
     assert [" ".join(line.split()[:6]) for line in shown] == ran
+
+
+def chosen_font(tmp_path, size):
+    """How setfont is called for a framebuffer of this size, for the first console."""
+    (tmp_path / "size").write_text(f"{size}\n")
+    script = function_of("init", "font").replace("/sys/class/graphics/fb0/virtual_size", str(tmp_path / "size"))
+    said = said_by_sh(f'for name in setfont stty; do eval "$name() {{ echo $name \\"\\$@\\"; }}"; done\n{script}\nfont')
+    return [" ".join(line.split()[3:]).replace("/usr/share/consolefonts/FullCyrSlav-Terminus", "").replace(
+        ".psf.gz", "") for line in said.splitlines() if line.startswith("setfont -C /dev/tty1")]
+
+
+@pytest.mark.parametrize(("size", "fonts"), [
+    ("640,480", ["16"]),
+    ("800,600", ["20x10"]),
+    ("1024,768", ["24x12"]),
+    ("1280,800", ["32x16"]),
+    ("1366,768", ["--double 14"]),
+    ("1920,1080", ["--double 20x10"]),
+    ("2560,1440", ["--double 14", "-O /run/asr/font", "--double /run/asr/font"]),
+    ("3840,2160", ["--double 20x10", "-O /run/asr/font", "--double /run/asr/font"]),
+    ("320,200", []),                   # no font is small enough: the kernel's stays
+])
+def test_the_font_is_the_largest_with_which_80x25_fit(tmp_path, size, fonts):
+    assert chosen_font(tmp_path, size) == fonts
+
+
+@pytest.mark.parametrize(("told", "loaded", "said"), [
+    ("quiet asr.keymap=us asr.keymap=de-latin1", "--quiet --console=/dev/tty1 de-latin1", ""),
+    ("quiet", "", ""),
+    ("asr.keymap=xx", "--quiet --console=/dev/tty1 xx", "asr.keymap=xx: there is no such keyboard layout"),
+    ("asr.keymap=../../etc/shadow", "", "asr.keymap=../../etc/shadow: there is no such keyboard layout"),
+])
+def test_the_command_line_names_the_keyboard(tmp_path, told, loaded, said):
+    (tmp_path / "cmdline").write_text(told)
+    functions = "\n".join(function_of("init", name) for name in ("argument", "keyboard"))
+    functions = functions.replace("/proc/cmdline", str(tmp_path / "cmdline")).replace("/run/asr", str(tmp_path))
+    script = f'loadkeys() {{ echo "$@" >{tmp_path}/called; [ "$3" = de-latin1 ]; }}\n{functions}\nkeyboard'
+    assert said_by_sh(script) == ""
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert files.get("called", "").strip() == loaded
+    assert files.get("keymap", "") == ("de-latin1\n" if "de-latin1" in loaded else "")
+    assert said in files.get("setup.log", "")
+
+
+@pytest.mark.parametrize(("carriers", "leases", "trouble"), [
+    ({}, "", "No network card was found"),
+    ({"eth0": "0", "eth1": "0"}, "", "No network card has a link (eth0 eth1)"),
+    ({"eth0": "0", "eth1": "1"}, "", "No DHCP server gave eth1 an address."),
+    ({"eth0": "1", "eth1": "1"}, "eth1", ""),
+])
+def test_the_network_says_what_it_lacks(tmp_path, carriers, leases, trouble):
+    for card, carrier in carriers.items():
+        (tmp_path / card / "device").mkdir(parents=True)
+        (tmp_path / card / "carrier").write_text(carrier)
+    (tmp_path / "lo").mkdir()
+    functions = "\n".join(function_of("initramfs-init", name) for name in ("cards", "network"))
+    functions = functions.replace("/sys/class/net", str(tmp_path)).replace("/run/udhcpc.log", "/dev/null")
+    script = (f'ip() {{ :; }}\nsleep() {{ :; }}\nudhcpc() {{ [ "$2" = "{leases}" ]; }}\n{functions}\n'
+              'network && echo good || echo "$trouble"')
+    assert said_by_sh(script).startswith(trouble or "good")
+
+
+def test_the_initramfs_knows_the_medium_by_the_same_checksum(tmp_path):
+    for name in build_iso.PARTS:
+        (tmp_path / name).write_text(name)
+    id = build_iso.medium_id(tmp_path)
+    whole = re.search(r"^whole\(\) .*$", (IMAGE / "initramfs-init").read_text(), re.M)[0]
+    parts = re.search(r'^parts=".*?"', (IMAGE / "initramfs-init").read_text(), re.M)[0]
+    look = f"{parts}\nid={id}\n{whole}\nwhole {tmp_path} && echo whole || echo damaged"
+    assert said_by_sh(look) == "whole\n"
+    (tmp_path / "root.squashfs").write_text("root.squashfz")
+    assert said_by_sh(look) == "damaged\n"
+
+
+@pytest.mark.parametrize("script", ["grub.cfg", "netboot-grub.cfg", "netboot.ipxe"])
+def test_every_start_has_the_id_and_what_was_appended(script):
+    text = build_iso.filled(IMAGE / script, "0123456789abcdef", "asr.keymap=fr")
+    line = re.search(r"^ *(?:linux|kernel) .*$", text, re.M)[0]
+    assert " asr.id=0123456789abcdef " in line
+    assert line.endswith(" asr.keymap=fr")
+    assert (" asr.http=" in line) == (script != "grub.cfg")
+    assert not re.search(r"@[A-Z]+@", text)
+
+
+def test_what_is_appended_is_words():
+    assert build_iso.kernel_arguments(" asr.keymap=fr  asr.ssh=AAAA+/= ") == "asr.keymap=fr asr.ssh=AAAA+/="
+    for text in ("a;b", "a'b", 'a"b', "$a", "a\nb", "{a}"):
+        with pytest.raises(ArgumentTypeError, match="can't be written in a boot menu"):
+            build_iso.kernel_arguments(text)
+
+
+def test_firmware_is_what_the_drivers_name(build, tmp_path, monkeypatch):
+    tree = tmp_path / "tree/usr/lib/firmware"
+    for name in ("rtl_nic/a.fw", "rtl_nic/unwanted.fw", "qed/b.bin.xz"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    (tree / "link.fw").symlink_to("rtl_nic/a.fw")
+    monkeypatch.setattr(build_iso, "firmware_tree", lambda build: tmp_path / "tree")
+    monkeypatch.setattr(build_iso, "output_of", lambda *argv: "rtl_nic/a.fw\nqed/b.bin\nlink.fw\nmissing.fw\n")
+    build_iso.copy_firmware(build, [Path("r8169.ko")], tmp_path / "goal")
+    assert {str(path.relative_to(tmp_path / "goal")): path.read_text()
+            for path in (tmp_path / "goal").rglob("*") if path.is_file()} == {
+        "rtl_nic/a.fw": "rtl_nic/a.fw", "qed/b.bin.xz": "qed/b.bin.xz", "link.fw": "rtl_nic/a.fw"}
 
 
 def test_every_dependency_is_pinned_with_a_hash():
