@@ -32,7 +32,9 @@ class FoundBackup:
 
 
 @dataclass(frozen=True)
-class _Volume:
+class Volume:
+    """A file system on a device, to be looked into at a place of its own."""
+
     device: str
     type: str
     uuid: str
@@ -52,6 +54,10 @@ class _Volume:
             run(("mount", "-o", options, self.device, str(self.point)), check=False)
         return self.point.is_mount()
 
+    def look(self) -> bool:
+        """Mount it so that nothing on it changes; False: it can't be."""
+        return self.mount(_LOOK.get(self.type, "ro"))
+
     def unmount(self) -> None:
         run(("umount", str(self.point)), check=False)
 
@@ -66,7 +72,7 @@ def find_backup(set: AsrSet) -> FoundBackup:
     own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
     volumes = sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
     for volume in volumes:
-        if not volume.mount(_LOOK.get(volume.type, "ro")):
+        if not volume.look():
             continue
         recorded = volume.point / set.backup.path.lstrip("/") / set.backup.name
         found = next((p for p in chain((recorded,), _backups_below(volume.point)) if _set_id(p) == set.id), None)
@@ -74,7 +80,7 @@ def find_backup(set: AsrSet) -> FoundBackup:
         if found:
             volume.mount("ro")         # with its journal: what was written last is there
             return FoundBackup(str(found), f"/{found.relative_to(volume.point)} on {volume.name}", set, volume.device)
-    searched = [volume.name for volume in volumes if volume.mount(_LOOK.get(volume.type, "ro"))]
+    searched = [volume.name for volume in volumes if volume.look()]
     raise BackupNotFound(
         f"The backup {set.backup.name} of set {set.id} was not found. It was written to {set.backup.place}"
         + (f" on the volume {set.backup.label}" if set.backup.label else "")
@@ -87,7 +93,7 @@ def every_backup() -> Iterator[FoundBackup]:
     """Each ASR set's backup on the volumes of this computer, which stay mounted, read-only, until forget()."""
     forget()
     for volume in _volumes(frozenset()):
-        if not volume.mount(_LOOK.get(volume.type, "ro")):
+        if not volume.look():
             continue
         for path in _backups_below(volume.point):
             if set := _set_of(path):
@@ -114,13 +120,13 @@ def forget() -> None:
             run(("umount", str(point)), check=False)
 
 
-def _volumes(own: frozenset[str]) -> Iterator[_Volume]:
+def _volumes(own: frozenset[str]) -> Iterator[Volume]:
     """Volumes that may hold a backup; `own` are the UUIDs of those that will be formatted."""
     text = run(("lsblk", "--json", "--list", "--output", "PATH,TYPE,FSTYPE,UUID,LABEL"))
     for row in json.loads(text)["blockdevices"]:
         if row["type"] == "loop" or row["uuid"] in own or (row["fstype"] or "") in _NO_VOLUME:
             continue
-        yield _Volume(row["path"], row["fstype"], row["uuid"] or "", row["label"] or "")
+        yield Volume(row["path"], row["fstype"], row["uuid"] or "", row["label"] or "")
 
 
 def _backups_below(point: Path) -> Iterator[Path]:

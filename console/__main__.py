@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("prepare", help="back up this computer's system and make its ASR disk")
-    command.add_argument("--to", metavar="DIR|FILE", help="where the backup is written; without it, a wizard asks")
+    command.add_argument("--to", metavar="DIR|FILE|DEVICE",
+                         help="where the backup is written; a volume that is not mounted is mounted for it and "
+                              "unmounted again; without --to, a wizard asks")
+    command.add_argument("--name", metavar="NAME", default="", help="of the backup's file; else host and time")
+    command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
+                         help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
     _add_patterns(command)
     command.set_defaults(run=prepare, fail=command.error)
@@ -138,22 +144,23 @@ def prepare(arguments: argparse.Namespace) -> int:
     if not arguments.to and not sys.stdout.isatty():
         arguments.fail("without a terminal, --to and --disk are needed")
     _need_root("Preparing an ASR set reads every file and disk, and")
-    survey = story.survey()
-    survey = replace(survey, exclude=(*survey.exclude, *arguments.exclude), include=tuple(arguments.include))
+    look = partial(story.survey, exclude=arguments.exclude, include=arguments.include)
+    survey = look(add=arguments.add)
     if not arguments.to:
         from .prepare import PrepareApp
 
-        app = PrepareApp(story, survey)
+        app = PrepareApp(story, survey, look)
         app.run(mouse=False)
         return app.return_code or 0
-    return _prepare(story, survey, arguments.to, arguments.disk)
+    return _prepare(story, survey, arguments)
 
 
-def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
+def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int:
     from bootenv.check import as_lines
 
+    disk = arguments.disk
     print(printable(as_lines(survey.findings)), end="")
-    destination = story.destination(survey, to)
+    destination = story.destination(survey, arguments.to, arguments.name)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
     story.check_disk(survey.draft, disk)
@@ -166,6 +173,7 @@ def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
         print(f"NOT protected: {left_out.what}: {left_out.why}")
     for difference in unlike:
         print(f"NOT as it was: {printable(f'{difference.what}: {difference.why}')}")
+    print(f"Report: /{story.report_of(set)}")
     print("The backup and the ASR disk were read back and match.")
     return 0
 

@@ -6,10 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rich.segment import Segment
-from rich.style import Style
 from textual import work
-from textual.strip import Strip
 from textual.widget import Widget
 
 from bootenv import files as story
@@ -17,12 +14,11 @@ from bootenv.errors import AsrError
 from bootenv.events import Difference, Progress
 
 from .screens import Browse, Page, ProgressPage, bullets, difference_lines, key, text, when
-from .widgets import TEXT_WIDTH, Lines, Listing, drawable, shortened
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
     from .app import SetupApp
 
-_CURSOR = Style(color="black", bgcolor="white")
 _BROWSE = "?"
 _WARNING = "Nothing was restored yet."
 
@@ -85,32 +81,6 @@ class Searching(Page["list[story.FoundBackup]"]):
             self.answer(await asyncio.to_thread(story.backups))
         except Exception as error:
             self.fail(error)
-
-
-class Marks(Listing):
-    """A list box with a line that is chosen."""
-
-    def __init__(self, lines: Sequence[str], *, height: int):
-        super().__init__(lines, height=height)
-        self.chosen = 0
-
-    def show(self, lines: Sequence[str]) -> None:
-        self.lines = [drawable(line) for line in lines]
-        self._move(0)
-        self.refresh()
-
-    def _move(self, by: int) -> None:
-        self.chosen = max(0, min(self.chosen + by, len(self.lines) - 1))
-        self.top = max(0, min(self.top, self.chosen, len(self.lines) - self.rows), self.chosen - self.rows + 1)
-        self.refresh()
-
-    def render_line(self, y: int) -> Strip:
-        strip = super().render_line(y)
-        if y - 1 + self.top != self.chosen or not 0 < y <= self.rows or not self.lines:
-            return strip
-        line = strip.text
-        return Strip([Segment(line[:1], self.rich_style), Segment(line[1:-1], _CURSOR),
-                      Segment(line[-1:], self.rich_style)])
 
 
 class Backups(Page[str]):

@@ -27,10 +27,11 @@ from bootenv import errors
 from bootenv.asr_disk import AsrDisk
 from bootenv.backup import Entry
 from bootenv.check import LOSS, Finding
+from bootenv.destinations import Destination, Place
 from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
-from bootenv.prepare import Destination, Survey, label_of
+from bootenv.prepare import DataVolume, Survey, label_of
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.sif import AsrSet, BackupReference, write_sif
@@ -64,8 +65,16 @@ SURVEY = Survey(
     draft=replace(SET, id="", backup=BackupReference()),
     left_out=(Difference("/srv/data", "/dev/vdc1 [ext4] is not on a disk that the system needs."),), used=1900 << 20,
     findings=(Finding("/dev/vda", "[gpt] 3072 MB"),
-              Finding("/srv/data", "/dev/vdc1 [ext4]", LOSS, "It is not on a disk that the system needs.")))
-DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20)
+              Finding("/srv/data", "/dev/vdc1 [ext4]", LOSS, "It is not on a disk that the system needs.")),
+    more=(DataVolume("/srv/data", 700 << 20, ("/dev/vdc",)),))
+DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20, speed=30 << 20)
+PLACES = (
+    Place("/dev/sdb1", "/dev/sdb1", "ext4", "BACKUP", 40 << 30, 38 << 30),
+    Place("/mnt/server", "server:/export/backups", "nfs4", "", 90 << 30, 20 << 30),
+    Place("/", "/dev/vda3", "ext4", "root", 3 << 30, refused="/dev/vda3 lies on /dev/vda, which holds a part of this "
+          "system: recovery formats it, and the backup with it."),
+)
+REPORT = "ASR set 5f0c\n" + "\n".join(f"line {n}" for n in range(40))
 
 
 def working(*events, outcome=None):
@@ -112,11 +121,14 @@ def os_restore(**changes):
 
 def preparation(**changes):
     return SimpleNamespace(**{
-        "destination": lambda survey, place: DESTINATION,
+        "find_places": lambda survey: PLACES,
+        "destination": lambda survey, place, name: DESTINATION,
         "select": lambda survey: working(Progress("Counting files...", 1, files=1), outcome="selection"),
         "prepare": lambda survey, destination, selection: working(BACKING_UP, outcome=SET),
         "write_disk": lambda set, place: working(Progress(f"Writing {place}", 1, 2)),
         "label_of": label_of,
+        "read_report": lambda set: REPORT,
+        "report_of": lambda set: "var/lib/asr/reports/20260314-150900.txt",
     } | changes)
 
 
@@ -132,7 +144,7 @@ class Counted:
 
 def raises(error):
     """A function that raises this, whatever it is called with."""
-    def raise_it(*_):
+    def raise_it(*_, **__):
         raise error
     return raise_it
 
@@ -216,8 +228,11 @@ def at_work(page, progress, *differences):
     return page
 
 
-def progress_page(heading, progress, *differences, seconds=251):
-    page = screens.ProgressPage(heading, "", "")
+def progress_page(heading, progress, *differences):
+    return at_minute_four(screens.ProgressPage(heading, "", ""), progress, *differences)
+
+
+def at_minute_four(page, progress, *differences, seconds=251):
     page.started -= seconds
     page.phase -= seconds
     page.copied = Progress(progress.status)
@@ -308,16 +323,21 @@ PAGES = {
         heading=restore._NOT_RECOVERED, changed=restore._PARTLY), "NOT", None),
     "15-failed": (lambda: restore.Result(SET, replace(RECOVERED, result="failed")), "NOT", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
+    "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
+    "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
+    "18-looking": (lambda: prepare.Looking(lambda: time.sleep(1)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
+    "18-browse": (lambda: prepare.Places(SURVEY, lambda: PLACES), "BACKUP", preparation()),
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
         "This FAT volume holds files of up to 4 GB; a larger backup will not fit.",))), "CAUTION", preparation()),
     "19-selection": (lambda: at_work(prepare.Selecting(), Progress(
         "Counting files...", 106789012, item="usr/share/doc/bash", files=2345)), "2,345", preparation()),
-    "19-backup": (lambda: progress_page("Backup Progress", BACKING_UP), "37%", preparation()),
+    "19-backup": (lambda: at_minute_four(prepare.Backing(), BACKING_UP), "37%", preparation()),
     "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
+    "22-report": (lambda: prepare.Report(REPORT, "/var/lib/asr/reports/20260314-150900.txt"), "line 9", preparation()),
     "23-searching": (lambda: files.Searching(), "looking", None),
     "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))]), "from which", None),
     "24-tree": (lambda: files.Tree("b", [b"etc/hosts"]), "home", None),
@@ -526,10 +546,9 @@ async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
 
 
 async def test_what_is_typed_and_corrected_in_a_hurry_stays_in_order(tmp_path):
-    async with prepare.PrepareApp(preparation(), SURVEY).run_test(size=(80, 25)) as pilot:
-        await until(pilot, "Preparation Wizard")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
+    story = preparation(find_places=lambda survey: ())
+    async with prepare.PrepareApp(story, SURVEY).run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
         for name in "x", "y", "backspace", "backspace", "a", "b", "left", "c", "home", "d", "end", "e":
             character = name if len(name) == 1 else None
             pilot.app.post_message(events.Key(name, character))
@@ -923,10 +942,8 @@ async def test_a_list_box_ends_where_its_lines_end():
 async def test_the_wizard_prepares_a_set_and_only_then_ends_with_0():
     app = prepare.PrepareApp(preparation(), SURVEY, tick=0.001)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/mnt", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
         await until(pilot, "formatted diskette")
@@ -943,12 +960,155 @@ async def test_a_refused_destination_is_explained_on_the_page_that_asks():
                                         hint="Choose a place on another disk or on the network.")
     app = prepare.PrepareApp(preparation(destination=raises(refused)), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/home", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "a disk that recovery will format")
         assert_canvas(app)
+
+
+async def to_the_destination(pilot):
+    await until(pilot, "press N")
+    await pilot.press("n")
+    await until(pilot, "Backup Destination")
+
+
+async def test_the_largest_suitable_volume_is_filled_in_and_another_is_browsed_for():
+    asked = []
+
+    def destination(survey, place, name):
+        asked.append((place, name))
+        return DESTINATION
+
+    app = prepare.PrepareApp(preparation(destination=destination), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        assert "│ /dev/sdb1 " in screen_text(app)
+        await pilot.press("tab", *"monday", "f4")
+        await until(pilot, "BACKUP")
+        assert_canvas(app)
+        await pilot.press("down", "down")
+        await until(pilot, "formats it, and the backup with it")
+        await pilot.press("enter")                     # what won't do can't be chosen
+        await pilot.pause()
+        await pilot.press("up", "enter")
+        await until(pilot, "│ /mnt/server ")
+        assert "│ monday " in screen_text(app)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("escape")
+        await until(pilot, "│ monday ")                # nothing that was typed is lost
+    assert asked == [("/mnt/server", "monday")]
+
+
+async def test_a_data_volume_is_added_and_the_machine_looked_at_anew():
+    looked = []
+
+    def look(add):
+        looked.append(add)
+        return replace(SURVEY, left_out=(), more=(replace(SURVEY.more[0], added=True),))
+
+    app = prepare.PrepareApp(preparation(), SURVEY, look)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT protected")
+        red = {style.color.number for row in list(cells(app))[16:20] for character, style in row if character.strip()}
+        assert red == {9}, "what is not protected isn't red"
+        await pilot.press("a")
+        await until(pilot, "Data volumes")
+        await pilot.press("space")
+        await until(pilot, "* /srv/data")
+        await pilot.press("enter")
+        await until(pilot, "press N")
+        assert "NOT protected" not in screen_text(app)
+        await pilot.press("a")
+        await until(pilot, "* /srv/data")
+        await pilot.press("space", "escape")
+        await until(pilot, "press N")
+    assert looked == [("/srv/data",)]
+
+
+async def test_a_machine_that_cannot_be_recovered_with_a_volume_says_so_and_stays_as_it_was():
+    app = prepare.PrepareApp(preparation(), SURVEY, raises(errors.Unsupported("/dev/vdc: ZFS")))
+    app.look = lambda add: raises(errors.Unsupported("/srv/data lies on ZFS."))()
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT protected")
+        await pilot.press("a")
+        await until(pilot, "Data volumes")
+        await pilot.press("enter")
+        await until(pilot, "/srv/data lies on ZFS.")
+        await pilot.press("escape")
+        await until(pilot, "NOT protected")
+
+
+async def test_c_shows_the_verdict_of_each_device(golden):
+    app = prepare.PrepareApp(preparation(), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "press N")
+        await pilot.press("c")
+        await until(pilot, "What recovery will make")
+        assert_canvas(app)
+        golden(SCREENS / "18-verdict.txt", screen_text(app))
+        await pilot.press("escape")
+        await until(pilot, "press N")
+
+
+async def test_esc_cancels_the_backup_after_a_question_and_nothing_is_left_of_it():
+    cleaned = []
+
+    def endless(survey, destination, selection):
+        try:
+            while True:
+                time.sleep(0.005)
+                yield BACKING_UP
+        finally:
+            cleaned.append(True)
+
+    app = prepare.PrepareApp(preparation(prepare=endless), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "37%")
+        await pilot.press("escape")
+        await until(pilot, "To cancel the backup, press F3.")
+        assert_canvas(app)
+        await pilot.press("enter")
+        await until(pilot, "37%")
+        assert cleaned == []
+        await pilot.press("escape")
+        await until(pilot, "To cancel the backup, press F3.")
+        await pilot.press("f3")
+        await until(pilot, "The backup was cancelled.")
+        assert cleaned == [True]
+        await pilot.press("enter")
+        await until(pilot, "Backup Destination")
+    assert not app.complete
+
+
+async def test_the_report_is_read_and_saved():
+    saved = []
+    app = prepare.PrepareApp(preparation(save_report=lambda set, path: saved.append(path)), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "formatted diskette")
+        await pilot.press("enter")
+        await until(pilot, "label it as shown")
+        await pilot.press("enter")
+        await until(pilot, "R=Report")
+        await pilot.press("r")
+        await until(pilot, "line 3")
+        await pilot.press("w")
+        await until(pilot, "path of the file")
+        await pilot.press(*"/x", "enter")
+        await until(pilot, "The report was saved.")
+        await pilot.press("enter")
+        await until(pilot, "line 3")
+        await pilot.press("escape")
+        await until(pilot, "R=Report")
+    assert saved == ["/x"]
 
 
 async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
@@ -964,10 +1124,8 @@ async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
 
     app = prepare.PrepareApp(preparation(prepare=endless), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/mnt", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
         await until(pilot, "37%")
@@ -990,10 +1148,8 @@ async def test_a_disk_that_cannot_be_written_can_be_replaced_by_another():
 
     app = prepare.PrepareApp(preparation(write_disk=write_disk), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/mnt", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
         await until(pilot, "formatted diskette")
@@ -1047,7 +1203,7 @@ def headless(monkeypatch, as_root):
     """bootenv.prepare with nothing behind it."""
     import bootenv.prepare as story
 
-    for name, function in vars(preparation(survey=lambda: SURVEY)).items():
+    for name, function in vars(preparation(survey=lambda **_: SURVEY)).items():
         monkeypatch.setattr(story, name, function)
     return story
 
