@@ -76,6 +76,10 @@ class AsrDiskUnwritable(AsrError):
     number = 16
 
 
+class AsrDiskUnformatted(AsrError):
+    number = 17
+
+
 # The disks to recover onto
 
 class DiskTooSmall(AsrError):

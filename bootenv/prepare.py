@@ -10,21 +10,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import backup
-from .asr_disk import SIF, check_writable, inside, read_asr_disk, write_asr_disk
+from . import asr_disk, backup
+from .asr_disk import Drive, drives, inside, put
 from .backup import Selection, Source, read_first, verify_backup, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
 from .destinations import Destination, Place, at, files_of, on_critical_disk, places, volume_of
 from .destinations import destination as at_place
-from .errors import AsrDiskUnwritable, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
-from .events import Difference, Event, Progress
+from .errors import DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
+from .events import Difference, Event
 from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
 from .plan import plan
 from .probe import mount_table, os_release, probe
-from .run import LOG, ROOT, STATE, log, run
+from .run import ROOT, STATE, log, run
 from .sif import AsrSet, new_id, now, write_sif
 from .snapshot import held_still
 
@@ -311,8 +311,11 @@ def _remove(path: Path) -> None:
         file.unlink()
 
 
-def check_disk(set: AsrSet, place: str) -> None:
-    """Before the long work: will a place do for the ASR disk? Raises the AsrDisk… errors and DestinationRefused."""
+def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> None:
+    """Before the long work: will a place do for the ASR disk? agreed, format: see asr_disk.check_disk().
+
+    Raises the AsrDisk… errors and DestinationRefused.
+    """
     device = inside(place)
     if place.startswith("/dev/"):
         on = Path(device).exists() and on_critical_disk(set.layout, device)
@@ -324,21 +327,18 @@ def check_disk(set: AsrSet, place: str) -> None:
     if on:
         raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
                        "Use a floppy disk, a USB stick, or an image or folder on another disk.")
-    check_writable(device, set.host)
+    asr_disk.check_disk(set, device, agreed=agreed, format=format)
 
 
-def write_disk(set: AsrSet, place: str) -> Iterator[Event]:
-    """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors."""
-    sif = write_sif(set)
-    check_disk(set, place)
-    device = inside(place)
-    yield Progress(f"Writing {place}", 0, 2, SIF)
-    write_asr_disk(device, {SIF: sif, LOG.name: LOG.read_bytes()[-200_000:] if LOG.exists() else b""})
-    yield Progress(f"Reading {place}", 1, 2, SIF)
-    if read_asr_disk(device).get(SIF) != sif:
-        raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
-                                hint="The disk is worn out: insert another one.")
-    yield Progress(f"{place} matches", 2, 2)
+def find_drives(set: AsrSet) -> tuple[Drive, ...]:
+    """Where the ASR disk may be written."""
+    return drives({disk.path for disk in set.layout.disks})
+
+
+def write_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> Iterator[Event]:
+    """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors and DestinationRefused."""
+    check_disk(set, place, agreed=agreed, format=format)
+    yield from put(set, inside(place), agreed=agreed, format=format)
 
 
 def label_of(set: AsrSet) -> str:

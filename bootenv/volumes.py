@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from .backup import read_first
-from .errors import BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, OtherSet
+from .errors import BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, NoAsrDisk, OtherSet
 from .run import STATE, run
-from .sif import AsrSet, read_sif
+from .sif import LIMIT, AsrSet, read_sif
 
 FOLDER = STATE / "volumes"             # where volumes are mounted, read-only, by the names of their devices
 _SUFFIXES = (".tar.zst", ".tar.zst.001")
@@ -111,6 +111,19 @@ def open_backup(path: str, set: AsrSet) -> FoundBackup:
             f"found {other.host}, {other.created:%Y-%m-%d %H:%M}.",
             hint="Choose the backup that was made together with the ASR disk.")
     return FoundBackup(path, path, set)
+
+
+def read_copy(path: Path) -> AsrSet:
+    """The set of a copy of asr.sif: the file itself, or the first in a backup (or in a backup's first volume).
+
+    Raises NoAsrDisk, DamagedSif, NewerSchema, BackupNotFound, DamagedBackup.
+    """
+    if not path.exists():
+        raise NoAsrDisk(f"There is no file {path}.", hint="Name a backup of an ASR set, or a copy of its asr.sif.")
+    if path.name.endswith(_SUFFIXES):
+        return read_sif(read_first(path))
+    with path.open("rb") as file:
+        return read_sif(file.read(LIMIT + 1))
 
 
 def forget() -> None:

@@ -54,8 +54,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
                          help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
+    _add_format(command)
     _add_patterns(command)
     command.set_defaults(run=prepare, fail=command.error)
+
+    command = commands.add_parser("make-disk", help="write an ASR disk again, on any computer, from a copy of asr.sif")
+    command.add_argument("--from", dest="source", metavar="ASR.SIF|BACKUP", default="",
+                         help="the copy: a backup of the set, or asr.sif; else this computer's own")
+    command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", required=True, help="where it is written")
+    _add_format(command)
+    command.set_defaults(run=make_disk)
 
     command = commands.add_parser("check", help="say whether this computer could be recovered, device by device; "
                                                 "exit status 0: yes, 1: with losses, 2: no, "
@@ -72,6 +80,10 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("console", help="what the recovery medium shows on its screen")
     command.set_defaults(run=console)
     return parser
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format-disk", action="store_true", help="give a disk that has no file system a new one")
 
 
 def _add_patterns(command: argparse.ArgumentParser) -> None:
@@ -163,10 +175,11 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     destination = story.destination(survey, arguments.to, arguments.name)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
-    story.check_disk(survey.draft, disk)
+    # Naming a disk is agreeing to its use: what is on it stays.
+    story.check_disk(survey.draft, disk, agreed=True, format=arguments.format_disk)
     selection, _ = followed(story.select(survey))
     set, unlike = followed(story.prepare(survey, destination, selection))
-    followed(story.write_disk(set, disk))
+    followed(story.write_disk(set, disk, agreed=True, format=arguments.format_disk))
     print(f"Backup: {destination.reference.place.rstrip('/')}/{destination.reference.name}", f"ASR disk: {disk}",
           "Label it:", story.label_of(set), sep="\n")
     for left_out in survey.left_out:
@@ -175,6 +188,20 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
         print(f"NOT as it was: {printable(f'{difference.what}: {difference.why}')}")
     print(f"Report: /{story.report_of(set)}")
     print("The backup and the ASR disk were read back and match.")
+    return 0
+
+
+def make_disk(arguments: argparse.Namespace) -> int:
+    """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
+    from bootenv.asr_disk import inside, put
+    from bootenv.prepare import REPAIR, label_of
+    from bootenv.run import ROOT
+    from bootenv.volumes import read_copy
+
+    set = read_copy(Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR)
+    followed(put(set, inside(arguments.disk), agreed=True, format=arguments.format_disk))
+    print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {set.backup.name}, written to {set.backup.place}.",
+          "Label it:", label_of(set), "It was read back and matches.", sep="\n")
     return 0
 
 

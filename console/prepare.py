@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from bootenv.check import as_lines, verdict
 from bootenv.destinations import backup_size, seconds_for
-from bootenv.errors import AsrError
+from bootenv.errors import AsrDiskNotBlank, AsrDiskUnformatted, AsrError
 from bootenv.events import Difference, Progress
 from bootenv.layout import human
 
@@ -21,6 +21,7 @@ from .screens import (
     Browse,
     LeaveQuestion,
     Leaving,
+    Looking,
     Notice,
     Page,
     ProgressPage,
@@ -34,11 +35,14 @@ from .screens import (
 from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, shortened, wrapped
 
 if TYPE_CHECKING:
+    from bootenv.asr_disk import Drive
     from bootenv.destinations import Destination, Place
     from bootenv.prepare import Survey
     from bootenv.sif import AsrSet
 
 _FLOPPY = "/dev/fd0"
+_TYPED = "?"
+_LOOKING = "The wizard is looking at this computer..."
 _NO_SET = "There is no ASR set yet."
 _NO_DISK = "The backup is complete, but without an ASR disk it recovers nothing."
 
@@ -85,7 +89,7 @@ class PrepareApp(SetupApp):
             return
         try:
             assert self.look
-            self.survey = await self.ask(Looking(partial(self.look, add=points)))
+            self.survey = await self.ask(Looking(_LOOKING, partial(self.look, add=points), _NO_SET))
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
 
@@ -107,7 +111,8 @@ class PrepareApp(SetupApp):
 
     async def destination(self) -> "Destination":
         """A place that will do, and the word to begin."""
-        places = await self.ask(Looking(partial(self.story.find_places, self.survey)))
+        places = await self.ask(
+            Looking(_LOOKING, partial(self.story.find_places, self.survey), _NO_SET))
         best = next((place.where for place in places if not place.refused), "")
         page = BackupDestination(self.survey, best, "")
         while True:
@@ -131,19 +136,33 @@ class PrepareApp(SetupApp):
             await self.ask(self.page_for(error, "cancel"))
 
     async def disk_written(self, set: "AsrSet") -> bool:
-        place = await self.ask(InsertDiskette(_FLOPPY))
-        while True:
+        """Asks for disk after disk until one was written and matches; False: from the first drive again."""
+        find = partial(self.story.find_drives, set)
+        drives = await self.ask(Looking(_LOOKING, find, _NO_DISK))
+        place = ""
+        if drives and drives[0].device == _FLOPPY:
+            place = await self.ask(InsertDiskette(_FLOPPY))
+        wish = ""
+        while place or (place := await self.other_place(find)):
             try:
-                if place:
-                    await self.perform(Writing(place), self.story.write_disk(set, place))
-                    return True
-                wish = "browse"
+                await self.perform(Writing(place), self.story.write_disk(
+                    set, place, agreed=wish == "agree", format=wish == "format"))
+                return True
+            except AsrDiskUnformatted as error:
+                wish = await self.ask(self.page_for(error, "format", "browse"))
+            except AsrDiskNotBlank as error:
+                wish = await self.ask(self.page_for(error, "agree", "browse"))
             except Exception as error:
                 wish = await self.ask(self.page_for(error, "browse"))
             if wish == "browse":
-                place = await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK))
-                if not place:
-                    return False
+                place = ""
+        return False
+
+    async def other_place(self, find: "Callable[[], tuple[Drive, ...]]") -> str:
+        place = await self.ask(Drives(find))
+        if place == _TYPED:
+            return await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK))
+        return place
 
     @work(exclusive=True, group="story")
     async def leave(self) -> None:
@@ -161,8 +180,8 @@ _PROGRESS = (
     "ESC cancels: what was written so far is removed."
 )
 _OTHER_DISK = (
-    "Type a device (a USB stick such as /dev/sdc), the path of a floppy image (it is made if it is not there), or "
-    "a folder. asr.sif and setup.log are written there; other files stay."
+    "Type a device, the path of a floppy image (it is made if it is not there), or a folder. asr.sif and setup.log "
+    "are written there; other files stay."
 )
 
 
@@ -273,31 +292,6 @@ class DataVolumes(Page["tuple[str, ...] | None"]):
 
     def action_done(self) -> None:
         self.answer(tuple(sorted(self.marked)))
-
-
-class Looking(Page[Any]):
-    """While the machine or its volumes are looked at. Answers what that returns."""
-
-    HEADING = "The wizard is looking at this computer..."
-    EXPLANATION = "The wizard looks at disks, volumes and network places. Nothing on them is changed."
-    WARNING = _NO_SET
-
-    def __init__(self, look: "Callable[[], Any]"):
-        super().__init__()
-        self.look = look
-
-    def content(self) -> Iterable[Widget]:
-        yield text("Please wait. This takes some seconds.")
-
-    def on_mount(self) -> None:
-        self.work_on()
-
-    @work
-    async def work_on(self) -> None:
-        try:
-            self.answer(await asyncio.to_thread(self.look))
-        except Exception as error:
-            self.fail(error)
 
 
 class BackupDestination(Page["Destination | None"]):
@@ -520,9 +514,9 @@ class InsertDiskette(Page[str]):
     HEADING = "The backup is complete."
     BINDINGS = key("enter", "place", "OK") + key("b", "answer('')", "Other Disk")
     EXPLANATION = (
-        "The floppy disk must be formatted for FAT, as floppy disks are sold. ASR's two files are written to it; "
-        "other files stay.\n\n"
-        "Without a floppy drive, press B and name a USB stick, a floppy image or a folder."
+        "ASR's two files are written to the disk. If it is not blank, the wizard says what is on it and asks; if it is "
+        "not formatted, the wizard offers to do that.\n\n"
+        "B offers USB sticks, memory cards, floppy images and folders."
     )
     WARNING = _NO_DISK
 
@@ -538,6 +532,53 @@ class InsertDiskette(Page[str]):
 
     def action_place(self) -> None:
         self.answer(self.place)
+
+
+class Drives(Page[str]):
+    """Page 20 where there is no floppy drive, or another disk is wanted. Answers a device, _TYPED, or "" to go back."""
+
+    HEADING = "Where should the ASR disk be written?"
+    BINDINGS = (key("enter", "choose", "Choose") + key("t", "answer('?')", "Type a Path") + key("f5", "look", "Refresh")
+                + key("escape", "answer('')", "Back"))
+    EXPLANATION = (
+        "Floppy drives, USB sticks and memory cards. Recovery information will be written to the one that you choose; "
+        "what else is on it stays. If it is not blank, the wizard says what is on it and asks.\n\n"
+        "Several computers' ASR disks can be on one stick: each has a folder of its own, and recovery asks which.\n\n"
+        "T takes the path of a floppy image or a folder instead."
+    )
+    WARNING = _NO_DISK
+
+    def __init__(self, find: "Callable[[], tuple[Drive, ...]]"):
+        super().__init__()
+        self.find = find
+        self.drives: tuple[Drive, ...] = ()
+
+    def content(self) -> Iterable[Widget]:
+        yield text("Connect a USB stick and press F5, or insert a diskette. Then choose it:")
+        yield Marks(["Looking..."], height=11)
+        yield bullets("To use the one that is shown in reverse, press ENTER.",
+                      "To name a floppy image or a folder, press T.")
+
+    def on_mount(self) -> None:
+        self.action_look()
+
+    @work(exclusive=True)
+    async def action_look(self) -> None:
+        marks = self.query_one(Marks)
+        marks.show(["Looking..."])
+        try:
+            self.drives = await asyncio.to_thread(self.find)
+        except Exception as error:
+            return self.fail(error)
+        marks.show([f"{drive.device:<14}  {drive.description}" for drive in self.drives]
+                   or ["There is no floppy drive and no USB stick."])
+        self.show_keys()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.drives) if action == "choose" else super().check_action(action, parameters)
+
+    def action_choose(self) -> None:
+        self.answer(self.drives[self.query_one(Marks).chosen].device)
 
 
 class Writing(Work):

@@ -24,7 +24,7 @@ from textual.widgets import Input
 
 import bootenv.run
 from bootenv import errors
-from bootenv.asr_disk import AsrDisk
+from bootenv.asr_disk import AsrDisk, Drive
 from bootenv.backup import Entry
 from bootenv.check import LOSS, Finding
 from bootenv.destinations import Destination, Place
@@ -53,6 +53,10 @@ SET = AsrSet(
     backup=BackupReference("sample-20260314-1509.tar.zst", "/run/backup", label="BACKUP", files=6082, bytes=273579509),
 )
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
+OTHER = AsrDisk("/dev/sdc1", "/dev/sdc1 ASR 7,5G", replace(
+    SET, id="aaaaaaaa-6f0b-4a57-9a52-0d3c1c0e7a11", host="web2", created=datetime(2025, 11, 2, 8, 30, tzinfo=UTC)),
+    "web2")
+STICK = Drive("/dev/sdc1", "STICK  16000 MB  DataTraveler")
 BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same size", "blank", consent=False)
 FOREIGN = Choice(
     LAYOUT.disks[0], Disk("d1", "/dev/sda", 20 << 30, model="Samsung SSD 870 EVO", transport="sata"),
@@ -96,7 +100,7 @@ BACKING_UP = replace(RESTORING, status="Backing up files...")
 def boot_recovery(**changes):
     """bootenv.recover as it looks from the console, without a machine behind it."""
     return SimpleNamespace(**{
-        "find_set": lambda: DISK,
+        "find_sets": lambda: (DISK,),
         "checks": lambda disk, **_: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
         "match_disks": lambda disk: Match((BLANK,), LAYOUT),
         "locks": lambda _: (),
@@ -125,7 +129,8 @@ def preparation(**changes):
         "destination": lambda survey, place, name: DESTINATION,
         "select": lambda survey: working(Progress("Counting files...", 1, files=1), outcome="selection"),
         "prepare": lambda survey, destination, selection: working(BACKING_UP, outcome=SET),
-        "write_disk": lambda set, place: working(Progress(f"Writing {place}", 1, 2)),
+        "find_drives": lambda set: (Drive("/dev/fd0", "floppy disk drive A:"), STICK),
+        "write_disk": lambda set, place, **_: working(Progress(f"Writing {place}", 1, 2)),
         "label_of": label_of,
         "read_report": lambda set: REPORT,
         "report_of": lambda set: "var/lib/asr/reports/20260314-150900.txt",
@@ -242,13 +247,20 @@ def at_minute_four(page, progress, *differences, seconds=251):
 DISK_ERRORS = {
     "error-no-asr-disk": (errors.NoAsrDisk(
         "Setup could not find an ASR disk in any drive.",
-        hint="Insert the disk labeled Automated System Recovery Disk and press ENTER."), "cancel"),
+        hint="Insert the disk labeled Automated System Recovery Disk and press ENTER."), "copy", "cancel"),
+    "error-disk-not-formatted": (errors.AsrDiskUnformatted(
+        "The disk in /dev/fd0 is not formatted, or not for any known system.",
+        hint="Insert another disk, or have this one formatted: what is on it, if anything, is lost then."),
+        "format", "browse"),
+    "error-disk-not-blank": (errors.AsrDiskNotBlank(
+        "/dev/fd0 is not blank. It is an ASR disk of web2, of 2025-11-02 08:30; that set stays. It holds letter.txt, "
+        "photos/; they stay.", hint="Insert another disk, or use this one all the same."), "agree", "browse"),
     "error-other-set": (errors.OtherSet(
         "The backup belongs to another ASR set: expected sample, 2026-03-14 15:09; found web2, 2025-11-02 08:30.",
         hint="Choose the backup that was made together with the ASR disk.", untouched="No file was restored."),
         "browse"),
     "error-damaged-sif": (errors.DamagedSif(
-        "The file ASR.SIF is damaged.", hint="Use another copy of the ASR disk."), "cancel"),
+        "The file ASR.SIF is damaged.", hint="Use another copy of the ASR disk."), "copy", "cancel"),
     "error-newer-schema": (errors.NewerSchema(
         "The ASR disk was written by a newer version.", hint="Use a newer recovery medium."),),
     "error-disk-too-small": (errors.DiskTooSmall(
@@ -285,8 +297,9 @@ PAGES = {
     "03-prompt-f6": (recover.PromptF6, "F6", None),
     "03-prompt-f2": (recover.PromptF2, "F2", None),
     "04-welcome": (recover.Welcome, "Welcome", None),
-    "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_set=raises(errors.NoAsrDisk("none")))),
+    "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_sets=raises(errors.NoAsrDisk("none")))),
     "05-disk-found": (recover.InsertDisk, "Created", boot_recovery()),
+    "05-several-sets": (lambda: recover.Sets("Which computer?", (DISK, OTHER)), "web2", None),
     "06-checks": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
         Check("ASR disk of sample, created 2026-03-14 15:09 UTC"), Check("Firmware"),
         Check("Partitions and file systems: 3 to recreate"), Check("Recovery files on this medium"),
@@ -325,7 +338,7 @@ PAGES = {
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
     "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
     "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
-    "18-looking": (lambda: prepare.Looking(lambda: time.sleep(1)), "wait", preparation()),
+    "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(1)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
     "18-browse": (lambda: prepare.Places(SURVEY, lambda: PLACES), "BACKUP", preparation()),
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
@@ -334,6 +347,7 @@ PAGES = {
         "Counting files...", 106789012, item="usr/share/doc/bash", files=2345)), "2,345", preparation()),
     "19-backup": (lambda: at_minute_four(prepare.Backing(), BACKING_UP), "37%", preparation()),
     "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
+    "20-drives": (lambda: prepare.Drives(lambda: (Drive("/dev/fd0", "floppy disk drive A:"), STICK)), "Data", None),
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
@@ -391,7 +405,7 @@ async def test_boot_recovery_needs_nobody_once_the_disk_is_in(tmp_path):
 
 
 async def test_nothing_pressed_leads_to_the_welcome_page_and_changes_nothing(tmp_path):
-    story = boot_recovery(find_set=None, checks=None, match_disks=None, recover=None)
+    story = boot_recovery(find_sets=None, checks=None, match_disks=None, recover=None)
     async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Welcome to Setup")
     assert story.restart.times == 0
@@ -508,12 +522,12 @@ async def test_what_is_not_built_yet_says_so_and_goes_back(key, tmp_path):
 async def test_a_key_without_a_disk_says_so_and_a_disk_is_noticed_by_itself(tmp_path):
     drive = []
 
-    def find_set():
+    def find_sets():
         if not drive:
             raise errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")
-        return drive[0]
+        return tuple(drive)
 
-    async with recover_app(boot_recovery(find_set=find_set), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
+    async with recover_app(boot_recovery(find_sets=find_sets), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
         await insert_disk(pilot)
         await pilot.press("space")
         await until(pilot, "could not find an ASR disk")
@@ -524,7 +538,7 @@ async def test_a_key_without_a_disk_says_so_and_a_disk_is_noticed_by_itself(tmp_
 
 
 async def test_esc_goes_back_from_the_disk_prompt_and_from_its_error(tmp_path):
-    story = boot_recovery(find_set=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")))
+    story = boot_recovery(find_sets=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")))
     async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await insert_disk(pilot)
         await pilot.press("escape")
@@ -537,8 +551,58 @@ async def test_esc_goes_back_from_the_disk_prompt_and_from_its_error(tmp_path):
         await until(pilot, "Welcome to Setup")
 
 
+async def test_of_several_sets_nothing_is_chosen_by_itself(tmp_path):
+    taken = []
+
+    def checks(disk, **_):
+        taken.append(disk)
+        return iter([Check("Firmware")])
+
+    story = boot_recovery(find_sets=lambda: (DISK, OTHER), checks=checks,
+                          match_disks=raises(errors.TooFewDisks("None.")))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "Which computer?")
+        await asyncio.sleep(0.3)
+        assert taken == []
+        await until(pilot, "Computer     sample")
+        await pilot.press("down")
+        await until(pilot, "Computer     web2")
+        assert_canvas(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "None.")
+    assert taken == [OTHER]
+
+
+async def test_a_lost_disk_is_replaced_by_the_copy_in_a_backup_that_a_person_chooses(tmp_path):
+    copy = AsrDisk("", "/sample.tar.zst on BACKUP (/dev/vdb)", SET)
+    copies, taken = [], []
+    story = boot_recovery(
+        find_sets=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")),
+        find_copies=lambda: tuple(copies), checks=lambda disk, **_: taken.append(disk) or iter([Check("Firmware")]),
+        match_disks=raises(errors.TooFewDisks("None.")))
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await insert_disk(pilot)
+        await pilot.press("space")
+        await until(pilot, "U=Use Copy")
+        await pilot.press("u")
+        await until(pilot, "No backup of an ASR set was found")
+        copies.append(copy)
+        await pilot.press("enter")
+        await until(pilot, "Press any key when ready")
+        await pilot.press("space")
+        await until(pilot, "U=Use Copy")
+        await pilot.press("u")
+        await until(pilot, "Use the copy in which backup?")
+        assert_canvas(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "Firmware ...")
+    assert taken == [copy]
+
+
 async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
-    story = boot_recovery(find_set=raises(errors.DamagedSif("The file ASR.SIF is damaged.")))
+    story = boot_recovery(find_sets=raises(errors.DamagedSif("The file ASR.SIF is damaged.")))
     async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
         await pilot.press("f2")
@@ -1137,10 +1201,18 @@ async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
     assert app.return_code == 1
 
 
+async def to_the_diskette(pilot):
+    await to_the_destination(pilot)
+    await pilot.press("enter")
+    await until(pilot, "press F")
+    await pilot.press("f")
+    await until(pilot, "formatted diskette")
+
+
 async def test_a_disk_that_cannot_be_written_can_be_replaced_by_another():
     places = []
 
-    def write_disk(set, place):
+    def write_disk(set, place, **_):
         places.append(place)
         if place == "/dev/fd0":
             raise errors.AsrDiskUnwritable("/dev/fd0 could not be written.")
@@ -1148,18 +1220,68 @@ async def test_a_disk_that_cannot_be_written_can_be_replaced_by_another():
 
     app = prepare.PrepareApp(preparation(write_disk=write_disk), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_diskette(pilot)
+        await pilot.press("enter")
+        await until(pilot, "/dev/fd0 could not be written.")
+        await pilot.press("enter")                     # the next disk in the same drive
+        await until(pilot, "Writing" if len(places) < 2 else "could not be written")
+        await until(pilot, "/dev/fd0 could not be written.")
+        await pilot.press("b")
+        await until(pilot, "DataTraveler")
+        await pilot.press("t")
+        await until(pilot, "Another place")
+        await pilot.press("escape")
+        await until(pilot, "formatted diskette")
+        await pilot.press("b")
+        await until(pilot, "DataTraveler")
+        await pilot.press("down", "enter")
+        await until(pilot, "label it as shown")
+    assert places[-1] == "/dev/sdc1"
+    assert set(places[:-1]) == {"/dev/fd0"}
+
+
+@pytest.mark.parametrize(("error", "key", "said"), [
+    (errors.AsrDiskUnformatted("The disk is not formatted."), "f", {"agreed": False, "format": True}),
+    (errors.AsrDiskNotBlank("It is not blank: letter.txt."), "f8", {"agreed": True, "format": False}),
+])
+async def test_a_disk_is_formatted_or_used_only_when_a_person_says_so(error, key, said):
+    asked = []
+
+    def write_disk(set, place, **agreed):
+        asked.append(agreed)
+        if not any(agreed.values()):
+            raise error
+        yield Progress(f"Writing {place}", 1, 2)
+
+    app = prepare.PrepareApp(preparation(write_disk=write_disk), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_diskette(pilot)
+        await pilot.press("enter")
+        await until(pilot, error.message)
+        other = {"f": "f8", "f8": "f"}[key]
+        await pilot.press(other)                       # no answer to this question
+        await pilot.pause()
+        await until(pilot, error.message)
+        await pilot.press(key)
+        await until(pilot, "label it as shown")
+    assert asked == [{"agreed": False, "format": False}, said]
+
+
+async def test_without_a_floppy_drive_the_sticks_are_offered_at_once():
+    drives = []
+    app = prepare.PrepareApp(preparation(find_drives=lambda set: tuple(drives)), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
         await to_the_destination(pilot)
         await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
-        await until(pilot, "formatted diskette")
+        await until(pilot, "There is no floppy drive and no USB stick.")
+        assert "ENTER=Choose" not in screen_text(app)
+        drives.append(STICK)
+        await pilot.press("f5")
+        await until(pilot, "DataTraveler")
         await pilot.press("enter")
-        await until(pilot, "/dev/fd0 could not be written.")
-        await pilot.press("b")
-        await until(pilot, "Another place")
-        await pilot.press(*"/tmp/a.img", "enter")
         await until(pilot, "label it as shown")
-    assert places == ["/dev/fd0", "/tmp/a.img"]
 
 
 # The command
