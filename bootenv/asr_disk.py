@@ -373,7 +373,7 @@ def _drives() -> Iterator[str]:
 def drives(critical: Iterable[str]) -> tuple[Drive, ...]:
     """Where an ASR disk may be written: floppy drives, then USB sticks and cards, but no disk of `critical`."""
     floppies = [Drive(device, describe(device)) for device in ("/dev/fd0", "/dev/fd1") if os.path.exists(device)]
-    text = run(("lsblk", "--json", "--bytes", "--output", "PATH,TYPE,FSTYPE,LABEL,SIZE,RM,HOTPLUG,TRAN,MODEL"))
+    text = run(("lsblk", "--json", "--bytes", "--output", "NAME,PATH,TYPE,FSTYPE,LABEL,SIZE,RM,HOTPLUG,TRAN,MODEL"))
     return (*floppies, *parse_drives(text, critical))
 
 
@@ -383,7 +383,8 @@ def parse_drives(text: str, critical: Iterable[str]) -> Iterator[Drive]:
         taken_away = row["rm"] or row["hotplug"] or row["tran"] == "usb"
         if row["type"] != "disk" or not taken_away or row["path"] in critical or row["path"].startswith("/dev/fd"):
             continue
-        volumes = [volume for volume in row.get("children", [row]) if volume["fstype"] in ("vfat", None)]
+        below = [row] if row["fstype"] else row.get("children", [row])
+        volumes = [volume for volume in below if volume["fstype"] in ("vfat", None)]
         for volume in volumes:
             words = (volume["label"] or "", f"{int(volume['size'] or 0) // 10**6} MB", (row["model"] or "").strip(),
                      "" if volume["fstype"] else "not formatted")

@@ -80,7 +80,8 @@ def places(set: AsrSet, used: int) -> tuple[Place, ...]:
 
     Volumes that are not mounted are looked into, without a change on them, to see how much is free.
     """
-    text = run(("lsblk", "--json", "--bytes", "--output", "PATH,TYPE,FSTYPE,LABEL,SIZE,RO"))
+    # NAME makes it a tree.
+    text = run(("lsblk", "--json", "--bytes", "--output", "NAME,PATH,TYPE,FSTYPE,LABEL,SIZE,RO"))
     found = parse_places(text, mount_table(), set.layout)
     measured = (_with_room(place, used) for place in found)
     return tuple(sorted(measured, key=lambda p: (bool(p.refused), not p.device.startswith("/dev/"), -p.free, p.where)))
@@ -96,7 +97,8 @@ def parse_places(text: str, mounted: Iterable[Mounted], layout: Layout) -> Itera
         for row in rows:
             path, kind, type = row["path"], row["type"], row["fstype"] or ""
             disk = path if path in critical else on
-            walk(row.get("children", []), disk)
+            # FAT over a whole stick has a partition table in its first sector that says so.
+            walk([] if type in _TYPES else row.get("children", []), disk)
             points = [m for m in mounted if m.source == path]
             if kind in ("loop", "rom") or (type not in _TYPES and not points) or path in seen:
                 continue

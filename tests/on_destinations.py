@@ -24,18 +24,20 @@ USED = 40 * MiB
 
 def main(_: str) -> None:
     tempfile.tempdir = "/run"                  # nothing else can be written here
-    shell("mkfs.ext4", "-q", "-L", "root", "/dev/ubda")
+    subprocess.run(("sfdisk", "-q", "/dev/ubda"), input=b"label: gpt\nstart=2048\n", check=True)
+    shell("udevadm", "settle")
+    shell("mkfs.ext4", "-q", "-L", "root", "/dev/ubda1")
     shell("mkfs.ext4", "-q", "-L", "SMALLER", "/dev/ubdb")
     shell("mkfs.xfs", "-q", "-L", "BACKUP", "/dev/ubdc")
-    shell("mkfs.ext4", "-q", "-L", "TINY", "/dev/ubdd")
+    shell("mkfs.fat", "-n", "TINY", "/dev/ubdd")
     for device in "abcd":
         shell("udevadm", "trigger", f"/dev/ubd{device}")
     shell("udevadm", "settle")
     Path("/run/system").mkdir()
-    shell("mount", "/dev/ubda", "/run/system")
+    shell("mount", "/dev/ubda1", "/run/system")
     results: dict[str, object] = {"places": [asdict(place) for place in places(SYSTEM, USED)]}
     results["refused"] = {place: refused(place) for place in (
-        "/dev/ubda", "/run/system", "/run", "/dev/ubdd", "/dev/ubdz", "/nowhere")}
+        "/dev/ubda1", "/run/system", "/run", "/dev/ubdd", "/dev/ubdz", "/nowhere")}
     results["mounts before"] = mounts()
     found = destination(SYSTEM, USED, "/dev/ubdc")
     results["found"] = {"path": str(found.path), "reference": asdict(found.reference), "free": found.free,

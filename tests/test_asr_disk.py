@@ -255,10 +255,11 @@ def test_drives_are_what_can_be_taken_away_and_holds_no_other_file_system():
     rows = [row("/dev/sda", children=[row("/dev/sda1", "vfat")]), row("/dev/sdb", tran="usb"),
             row("/dev/sdc", tran="usb", children=[row("/dev/sdc1", "vfat", label="PHOTOS"), row("/dev/sdc2", "ext4")]),
             row("/dev/sdd", tran="usb", children=[row("/dev/sdd1", "ext4")]), row("/dev/mmcblk0", "vfat", rm=True),
-            row("/dev/sde", "vfat", tran="usb")]
+            row("/dev/sde", "vfat", tran="usb"),
+            row("/dev/sdf", "vfat", tran="usb", children=[row("/dev/sdf1", "vfat")])]
     found = {d.device: d.description for d in parse_drives(json.dumps({"blockdevices": rows}), {"/dev/sde"})}
     assert found == {"/dev/sdb": "16000 MB  Stick  not formatted", "/dev/sdc1": "PHOTOS  16000 MB  Stick",
-                     "/dev/mmcblk0": "16000 MB  Stick"}
+                     "/dev/mmcblk0": "16000 MB  Stick", "/dev/sdf": "16000 MB  Stick"}
 
 
 def test_a_lost_disk_is_written_again_from_a_copy_on_any_computer(floppy, tmp_path, capsys):

@@ -170,8 +170,8 @@ class TestRealVolumes:
 
     def test_a_refusal_says_why(self, outcome):
         said = outcome["refused"]
-        assert said["/dev/ubda"] == "/run/system lies on /dev/ubda, a disk that recovery will format."
-        assert said["/run/system"] == said["/dev/ubda"]
+        assert said["/dev/ubda1"] == "/run/system lies on /dev/ubda, a disk that recovery will format."
+        assert said["/run/system"] == said["/dev/ubda1"]
         assert said["/run"] == "/run is in this computer's memory and will be gone at the next start."
         assert "which cannot hold a backup" in said["/dev/ubdd"]
         assert said["/dev/ubdz"] == "There is no device /dev/ubdz."
