@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from textual import work
+from textual.binding import Binding
 from textual.widget import Widget
 from textual.widgets import Input
 
@@ -62,6 +63,7 @@ class PrepareApp(SetupApp):
         self.look = look
         self.complete = False
         self.unlike: tuple[Difference, ...] = ()       # what could not be read as it was
+        self.typed = ("", "")                          # the backup's place and name, as they were last
 
     async def pages(self) -> None:
         while await self.ask(Welcome(self.survey)) == "add":
@@ -114,15 +116,15 @@ class PrepareApp(SetupApp):
         places = await self.ask(
             Looking(_LOOKING, partial(self.story.find_places, self.survey), _NO_SET))
         best = next((place.where for place in places if not place.refused), "")
-        page = BackupDestination(self.survey, best, "")
+        place, name = self.typed
         while True:
+            page = BackupDestination(self.survey, place or best, name)
             found = await self.ask(page)
-            place, name = page.typed
+            place, name = self.typed = page.typed
             if found is None:
                 place = await self.ask(Places(self.survey, partial(self.story.find_places, self.survey))) or place
             elif await self.ask(Completing(self.survey, found)):
                 return found
-            page = BackupDestination(self.survey, place, name)
 
     async def read_report(self, set: "AsrSet") -> None:
         try:
@@ -228,10 +230,10 @@ class Welcome(Page[str]):
         self.app.push_screen(Findings(self.survey))
 
 
-def not_protected(left_out: "Sequence[Difference]", height: int) -> Iterable[Widget]:
+def not_protected(left_out: "Sequence[Difference]", height: int, heading: str = "NOT protected:") -> Iterable[Widget]:
     """In red: the one thing that must not be overlooked."""
     if left_out:
-        yield text("NOT protected:", "lacking")
+        yield text(heading, "lacking")
         lines = [line for d in left_out for line in difference_lines(d)]
         yield Listing(lines, height=min(len(lines) + 2, height), classes="lacking")
 
@@ -301,7 +303,8 @@ class BackupDestination(Page["Destination | None"]):
     """
 
     HEADING = "Backup Destination"
-    BINDINGS = key("f4", "answer(None)", "Browse") + key("tab", "other")
+    # First of all that is pressed: a letter that follows in a hurry goes to the other field already.
+    BINDINGS = [*key("f4", "answer(None)", "Browse"), Binding("tab", "other", show=False, priority=True)]
     EXPLANATION = (
         "Type a folder, or choose a volume with F4. A volume that is not mounted is named by its device, mounted as "
         "long as it is needed, and unmounted again. TAB goes to the name and back.\n\n"
@@ -640,7 +643,8 @@ class Complete(Page[str]):
     def content(self) -> Iterable[Widget]:
         yield text("The backup and the ASR disk were read back and match.")
         if self.missing:
-            yield from not_protected(self.missing, 9)
+            yield from not_protected(self.missing, 9, "NOT protected:" if self.missing == self.survey.left_out else
+                                     "NOT protected, or not as it was:")
         else:
             yield text("Everything that is mounted from this computer's disks is protected.")
         more = ["To make another set that has more volumes, press A."] if self.survey.more else []

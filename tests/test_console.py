@@ -617,6 +617,9 @@ async def test_what_is_typed_and_corrected_in_a_hurry_stays_in_order(tmp_path):
             character = name if len(name) == 1 else None
             pilot.app.post_message(events.Key(name, character))
         await until(pilot, "dacbe")
+        for name in "tab", "f", "g":
+            pilot.app.post_message(events.Key(name, name if len(name) == 1 else "\t"))
+        await until(pilot, "│ fg ")
 
 
 async def test_a_failed_check_stops_before_the_first_write_and_is_repeated_on_enter(tmp_path):
