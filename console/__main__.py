@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,17 +28,37 @@ _LINE_EVERY = 5                        # seconds, where progress is printed line
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except AsrError as error:
-        said = [f"asr: {error.code}: {error.message}", *filter(None, [error.untouched, error.hint])]
+        said = [f"asr: {error.code}: {error.message}", *filter(None, [error.untouched, error.hint]),
+                f"More about it: asr explain {error.number}"]
+        if isinstance(error, NeedsRoot) and _wants_sudo(error):
+            return _with_sudo(argv)
     except OSError as error:
         said = [f"asr: {error.filename or ''}: {error.strerror or error}"]
     except KeyboardInterrupt:
         said = ["asr: interrupted"]
     print(*said, sep="\n", file=sys.stderr)
     return arguments.failed
+
+
+def _wants_sudo(error: NeedsRoot) -> bool:
+    """Asks, where somebody can answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and shutil.which("sudo")):
+        return False
+    print(f"asr: {error.code}: {error.message}", file=sys.stderr)
+    try:
+        return input("Run it with sudo now? [Y/n] ").strip().lower() in ("", "y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
+def _with_sudo(argv: list[str]) -> int:
+    this = [sys.argv[0]] if os.access(sys.argv[0], os.X_OK) else [sys.executable, "-m", "console"]
+    os.execvp("sudo", ["sudo", *this, *argv])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,6 +97,10 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=plan)
 
     _add_backup_commands(commands)
+
+    command = commands.add_parser("explain", help="say what an error number means and what to do")
+    command.add_argument("number", metavar="NUMBER", nargs="?", default="", help="32 or ASR-032; without it, all")
+    command.set_defaults(run=explain)
 
     command = commands.add_parser("console", help="what the recovery medium shows on its screen")
     command.set_defaults(run=console)
@@ -202,6 +227,23 @@ def make_disk(arguments: argparse.Namespace) -> int:
     followed(put(set, inside(arguments.disk), agreed=True, format=arguments.format_disk))
     print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {set.backup.name}, written to {set.backup.place}.",
           "Label it:", label_of(set), "It was read back and matches.", sep="\n")
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    from bootenv.errors import every_error
+
+    kinds = {str(kind.number): kind for kind in every_error()}
+    if not arguments.number:
+        print(*(f"ASR-{kind.number:03d}  {kind.title}" for kind in kinds.values()), sep="\n")
+        return 0
+    kind = kinds.get(arguments.number.upper().removeprefix("ASR-").lstrip("0"))
+    if not kind:
+        print(f"asr: there is no error {arguments.number}; asr explain lists all", file=sys.stderr)
+        return 1
+    print(f"ASR-{kind.number:03d}: {kind.title}", f"Why: {kind.cause}",
+          f"Not touched: {kind.untouched or 'that is said where the error appears.'}", f"What to do: {kind.remedy}",
+          sep="\n\n")
     return 0
 
 

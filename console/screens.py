@@ -226,14 +226,15 @@ _EXPLAINED = {
 }
 
 
+def explanation(kind: type[AsrError]) -> list[str]:
+    """What `asr explain` and F1 say of an error: its number and title, the cause, what was not touched, what to do."""
+    return [f"ASR-{kind.number:03d}: {kind.title}", kind.cause,
+            kind.untouched or "What had been changed before is said where the error appears.", kind.remedy]
+
+
 class ErrorPage(Page[str]):
     """What is wrong, what was not touched, what to do. Answers "retry", or what else was offered."""
 
-    EXPLANATION = (
-        "Setup could not go on. This page says what is wrong, what was and was not changed, and what you can do.\n\n"
-        "Put right what is wrong and press ENTER: Setup tries the same thing again, from where it can be "
-        "repeated safely. D shows the log, which has all messages of the programs that Setup ran."
-    )
     BINDINGS = (
         key("b", "answer('browse')", "Browse")
         + key("u", "answer('copy')", "Use Copy")
@@ -247,6 +248,8 @@ class ErrorPage(Page[str]):
 
     def __init__(self, error: AsrError, *offers: str, heading: str = "", changed: str = ""):
         super().__init__()
+        self.EXPLANATION = "\n\n".join(explanation(type(error))) + (
+            "\n\nENTER tries the same thing again, from where it can be repeated safely. D shows the end of the log.")
         brief = len(error.message) <= 2 * TEXT_WIDTH
         self.HEADING = heading or (error.message if brief else "Setup cannot continue.")
         self.error = error

@@ -129,6 +129,7 @@ def preparation(**changes):
         "destination": lambda survey, place, name: DESTINATION,
         "select": lambda survey: working(Progress("Counting files...", 1, files=1), outcome="selection"),
         "prepare": lambda survey, destination, selection: working(BACKING_UP, outcome=SET),
+        "check_disk": lambda set, place, **_: None,
         "find_drives": lambda set: (Drive("/dev/fd0", "floppy disk drive A:"), STICK),
         "write_disk": lambda set, place, **_: working(Progress(f"Writing {place}", 1, 2)),
         "label_of": label_of,
@@ -1348,7 +1349,8 @@ def test_prepare_fails_with_1_and_words_wherever_it_fails(step, headless, monkey
                                                                       untouched="No set was made.")))
     assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 1
     told = capsys.readouterr()
-    assert told.err == "asr: ASR-033: The disk is full.\nNo set was made.\nTake a larger one.\n"
+    assert told.err == ("asr: ASR-033: The disk is full.\nNo set was made.\nTake a larger one.\n"
+                        "More about it: asr explain 33\n")
     assert "match" not in told.out
 
 
@@ -1374,6 +1376,53 @@ def test_verify_counts_what_is_damaged(monkeypatch, capsys):
     monkeypatch.setattr(bootenv.backup, "verify_backup", lambda path: working(BACKING_UP))
     assert main(["verify", "/mnt/x.tar.zst"]) == 0
     assert "The backup is whole." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", list(errors.every_error()), ids=lambda kind: f"{kind.number:03}")
+async def test_f1_explains_every_error_and_so_does_the_command(kind, capsys):
+    async with OnePage(screens.ErrorPage(kind("What happened."))).run_test(size=(80, 24)) as pilot:
+        await until(pilot, f"Error ASR-{kind.number:03}")
+        await pilot.press("f1")
+        await until(pilot, "ESC=Back")
+        shown = screen_text(pilot.app)
+        assert shown.splitlines()[22] == "", "its help is too long"
+        assert_said(kind.title, shown)
+        assert_said(kind.cause, shown)
+        assert_said(kind.remedy, shown)
+    assert main(["explain", str(kind.number)]) == main(["explain", f"asr-{kind.number:03}"]) == 0
+    once, again, *_ = [part for part in capsys.readouterr().out.split(f"ASR-{kind.number:03}: ") if part]
+    assert once == again == "\n\n".join([
+        kind.title, f"Why: {kind.cause}",
+        f"Not touched: {kind.untouched or 'that is said where the error appears.'}", f"What to do: {kind.remedy}\n"])
+
+
+def assert_said(sentence, shown):
+    assert " ".join(sentence.split()) in " ".join(shown.split())
+
+
+def test_every_error_has_a_number_title_cause_and_remedy_of_its_own(capsys):
+    kinds = list(errors.every_error())
+    for name in ("number", "title", "cause", "remedy"):
+        values = [getattr(kind, name) for kind in kinds]
+        assert len(values) == len(set(values)), f"two errors have the same {name}"
+    assert main(["explain"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(kinds)
+    assert main(["explain", "999"]) == 1
+    assert "no error 999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("answer", "started"), [("", True), ("y", True), ("n", False)])
+def test_whoever_is_not_root_is_offered_sudo_where_they_can_answer(answer, started, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "execvp", lambda program, argv: calls.append(argv) or 0)
+    monkeypatch.setattr("console.__main__.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("builtins.input", lambda prompt: answer)
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    main(["check", "--json"])
+    assert "needs root" in capsys.readouterr().err
+    assert [(argv[0], argv[-2:]) for argv in calls] == [("sudo", ["check", "--json"])] * started
 
 
 def test_plan_prints_the_commands_of_an_asr_sif(tmp_path, capsys):
