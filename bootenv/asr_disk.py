@@ -417,7 +417,7 @@ def _write_file(path: Path, data: bytes) -> None:
 def inside(place: str) -> str:
     """A place that a user named, as this process reaches it: device nodes are the same, paths lie under ROOT."""
     if place.startswith("/dev/"):
-        return place
+        return os.path.realpath(place)         # of /dev/disk/by-uuid, by-label
     # Started from the medium, the program has left the folder that the user is in.
     here = os.environ.get("ASR_CWD", os.getcwd())
     return str(ROOT / os.path.normpath(os.path.join(here, place)).lstrip("/"))

@@ -190,6 +190,7 @@ def _on_device(set: AsrSet, used: int, device: str, name: str) -> Destination:
     """A volume by its node: where it is mounted, or mounted for the time being."""
     if not Path(device).exists():
         raise _refused(f"There is no device {device}.", "Connect it, or name another place.")
+    device = os.path.realpath(device)          # of /dev/disk/by-uuid, by-label
     for mount in mount_table():
         if mount.source == device:
             folder = ROOT / mount.point.lstrip("/")

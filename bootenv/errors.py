@@ -74,6 +74,20 @@ class Unsupported(AsrError):
               "means.")
 
 
+class Busy(AsrError):
+    number = 6
+    title = "Another preparation is running."
+    cause = "Two at once would each back up what the other is changing, and each need what the other has mounted."
+    remedy = "Wait until it has ended. A scheduled job may be the one: asr schedule list."
+
+
+class NoSuchJob(AsrError):
+    number = 7
+    title = "There is no such job."
+    cause = "A job is a timer and a service of systemd; those of this one are missing, or were edited."
+    remedy = "asr schedule list names all jobs. Remove a broken one and add it again."
+
+
 # The ASR disk
 
 class NoAsrDisk(AsrError):

@@ -1,5 +1,6 @@
 """Preparation: on the healthy machine, one backup and an ASR disk that belong together."""
 
+import fcntl
 import glob
 import os
 import shutil
@@ -18,7 +19,8 @@ from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
 from .destinations import Destination, Place, at, files_of, on_critical_disk, places, volume_of
 from .destinations import destination as at_place
-from .errors import DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
+from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
+from .errors import Busy, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
 from .events import Difference, Event
 from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
@@ -28,7 +30,6 @@ from .run import ROOT, STATE, log, run
 from .sif import AsrSet, new_id, now, write_sif
 from .snapshot import held_still
 
-REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
 _SOURCES = STATE / "sources"
 REPORTS = "var/lib/asr/reports"        # what is in each set that was made here, and what is not
@@ -200,8 +201,9 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     repair = ROOT / REPAIR
     # Before the files are read: the backup has the folder as it will be.
     repair.parent.mkdir(parents=True, exist_ok=True)
+    packages = installed_packages()    # as they are now: what changes meanwhile is a change since
     unlike: list[Difference] = []
-    with at(destination):
+    with alone(), at(destination):
         for event in _written(survey, set, destination.path, selection, sif):
             if isinstance(event, Difference):
                 log(f"DIFFERENCE {event.what}: {event.why}")
@@ -209,8 +211,23 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
             yield event
         yield from _read_back(destination.path, sif)
     _keep(repair, sif)
+    _keep(ROOT / PACKAGES, package_lines(packages).encode())
+    notice("drift", "")
     _keep(ROOT / report_of(set), _report(set, survey, unlike).encode(errors="surrogateescape"))
     return set
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One preparation at a time. Raises Busy."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / "prepare.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy("Another ASR set of this computer is being prepared right now.",
+                       hint="Wait until that has ended, then try again.", untouched="That one goes on.") from None
+        yield
 
 
 def _written(survey: Survey, set: AsrSet, path: Path, selection: Selection, sif: bytes) -> Iterator[Event]:

@@ -100,6 +100,13 @@ def every_backup() -> Iterator[FoundBackup]:
                 yield FoundBackup(str(path), f"/{path.relative_to(volume.point)} on {volume.name}", set, volume.device)
 
 
+def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
+    """Each ASR set's backup in a folder (of volumes the first), and its set."""
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(_SUFFIXES) and (set := _set_of(path)):
+            yield path, set
+
+
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
     """The backup at a path that a person named. Raises BackupNotFound, DamagedBackup, OtherSet."""
     if not os.path.isfile(path):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from . import __version__
 # a command's start.
 if TYPE_CHECKING:
     from bootenv.prepare import Survey
+    from bootenv.schedule import Job
 
 _CMDLINE = Path("/proc/cmdline")
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
@@ -76,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
                          help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
     _add_format(command)
+    _add_keeping(command)
     _add_patterns(command)
     command.set_defaults(run=prepare, fail=command.error)
 
@@ -90,7 +93,15 @@ def parser() -> argparse.ArgumentParser:
                                                 "exit status 0: yes, 1: with losses, 2: no, "
                                                 "3: could not look")
     command.add_argument("--json", action="store_true", help="the same for programs")
+    command.add_argument("--drift", action="store_true",
+                         help="say instead what has changed since the newest ASR set; exit status 0: nothing, 1: a new "
+                              "set is due, 3: could not look")
+    command.add_argument("--max-age", type=int, default=30, metavar="DAYS", help="with --drift (%(default)s)")
+    command.add_argument("--packages", action="store_true", help="with --drift: compare packages alone")
+    command.add_argument("--remind", action="store_true", help="with --drift: say it at every login, too")
     command.set_defaults(run=check, failed=3)
+
+    _add_schedule(commands)
 
     command = commands.add_parser("plan", help="print what recovery from an asr.sif would run; nothing is changed")
     command.add_argument("sif", metavar="SIF")
@@ -105,6 +116,85 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("console", help="what the recovery medium shows on its screen")
     command.set_defaults(run=console)
     return parser
+
+
+def _add_schedule(commands: Any) -> None:
+    group = commands.add_parser("schedule", help="make ASR sets by themselves, at times of systemd's calendar")
+    actions = group.add_subparsers(required=True, metavar="ACTION")
+
+    command = actions.add_parser("add", help="add a job, or change the one of that name")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--when", required=True, metavar="CALENDAR", help="'Sun 03:00', daily: see systemd.time(7)")
+    command.add_argument("--to", required=True, metavar="DIR|DEVICE", help="where the backups are written")
+    command.add_argument("--disk", required=True, metavar="DEVICE|IMAGE|DIR", help="the ASR disk")
+    command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[], help="a data volume")
+    _add_keeping(command)
+    command.set_defaults(run=schedule_add)
+
+    command = actions.add_parser("list", help="all jobs")
+    command.set_defaults(run=schedule_list)
+    command = actions.add_parser("remove", help="remove a job, or with --all every unit of ASR")
+    command.add_argument("name", metavar="NAME", nargs="?", default="")
+    command.add_argument("--all", action="store_true")
+    command.set_defaults(run=schedule_remove, fail=command.error)
+    command = actions.add_parser("ended", help="what a job's service calls when it has ended")
+    command.add_argument("name", metavar="NAME")
+    command.set_defaults(run=schedule_ended)
+
+
+def _add_keeping(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--keep", type=int, default=0, metavar="N",
+                         help="then remove this computer's older backups there, but keep the N newest")
+    command.add_argument("--keep-days", type=int, default=0, metavar="DAYS", help="and keep those that are younger")
+
+
+def schedule_add(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    _need_root("Scheduling a job")
+    job = schedule.Job(arguments.name, arguments.when, schedule.lasting(arguments.to), schedule.lasting(arguments.disk),
+                       arguments.keep, arguments.keep_days, tuple(arguments.add))
+    schedule.add_job(job)
+    _print_job(job)
+    return 0
+
+
+def schedule_list(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    jobs = schedule.jobs()
+    for job in jobs:
+        _print_job(job)
+    if not jobs:
+        print("No job is scheduled.")
+    return 0
+
+
+def _print_job(job: "Job") -> None:
+    from bootenv import schedule
+
+    form, due = schedule.normalized(job.when)
+    kept = " and ".join([*([f"the {job.keep} newest"] if job.keep else []),
+                         *([f"those of the last {job.keep_days} days"] if job.keep_days else [])])
+    print(f"{job.name}: {schedule.in_words(form)}, next {due}", f"    to {job.to}, ASR disk {job.disk}",
+          f"    keeps {kept or 'all backups'}", sep="\n")
+
+
+def schedule_remove(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    if bool(arguments.name) == arguments.all:
+        arguments.fail("name a job, or say --all")
+    _need_root("Removing a job")
+    schedule.remove_all() if arguments.all else schedule.remove_job(arguments.name)
+    return 0
+
+
+def schedule_ended(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    schedule.ended(arguments.name, os.environ.get("SERVICE_RESULT", "it was not run by systemd"))
+    return 0
 
 
 def _add_format(command: argparse.ArgumentParser) -> None:
@@ -211,6 +301,11 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
         print(f"NOT protected: {left_out.what}: {left_out.why}")
     for difference in unlike:
         print(f"NOT as it was: {printable(f'{difference.what}: {difference.why}')}")
+    if arguments.keep or arguments.keep_days:
+        from bootenv.schedule import retire
+
+        for gone in retire(set, destination, arguments.keep, arguments.keep_days):
+            print(printable(f"{gone.what}: {gone.why}"))
     print(f"Report: /{story.report_of(set)}")
     print("The backup and the ASR disk were read back and match.")
     return 0
@@ -249,6 +344,8 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Nothing is written. The status is the verdict's place: 0, 1 or 2."""
+    if arguments.drift:
+        return drift(arguments)
     from bootenv.check import VERDICTS, as_lines, verdict
     from bootenv.check import check as findings_of
     from bootenv.probe import mount_table, probe
@@ -261,6 +358,27 @@ def check(arguments: argparse.Namespace) -> int:
     else:
         print(printable(as_lines(findings)), end="")
     return VERDICTS.index(worst)
+
+
+def drift(arguments: argparse.Namespace) -> int:
+    from bootenv.drift import find_drift, package_only_drift, remind
+    from bootenv.errors import DamagedSif, NoAsrDisk
+
+    _need_root("Looking at this computer's disks")
+    try:
+        found = package_only_drift() if arguments.packages else find_drift(timedelta(days=arguments.max_age))
+    except (NoAsrDisk, DamagedSif) as error:
+        found = (Difference("ASR set", error.message),)
+    # If packages alone are well, a notice about the rest stays.
+    if arguments.remind and (found or not arguments.packages):
+        remind(found)
+    if arguments.json:
+        print(json.dumps([asdict(reason) for reason in found], indent=1))
+        return 1 if found else 0
+    for reason in found:
+        print(printable(f"{reason.what}: {reason.why}"))
+    print("A new ASR set is due: asr prepare" if found else "The newest ASR set is still this computer's.")
+    return 1 if found else 0
 
 
 def _need_root(what: str) -> None:
