@@ -156,6 +156,8 @@ def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = 
     if not os.path.exists(device):
         if place.startswith("/dev/"):          # a file of that name would lie in memory
             raise AsrDiskUnwritable(f"There is no device {place}.", hint="Connect the drive, or name another place.")
+        if not Path(device).parent.is_dir():
+            raise AsrDiskUnwritable(f"There is no folder {Path(place).parent}.", hint="Name a folder that is there.")
         return ""
     _check_drive(place, device)
     try:

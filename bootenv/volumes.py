@@ -55,8 +55,17 @@ class Volume:
         return self.point.is_mount()
 
     def look(self) -> bool:
-        """Mount it so that nothing on it changes; False: it can't be."""
-        return self.mount(_LOOK.get(self.type, "ro"))
+        """Mount it so that nothing on it changes; False: it can't be.
+
+        What a running system has mounted can't be mounted with these options: it is seen through that mount.
+        """
+        if self.mount(_LOOK.get(self.type, "ro")):
+            return True
+        seen = run(("findmnt", "--noheadings", "--first-only", "--output", "TARGET", "--source", self.device),
+                   check=False).strip()
+        if seen:
+            run(("mount", "--bind", "-o", "ro", seen, str(self.point)), check=False)
+        return self.point.is_mount()
 
     def unmount(self) -> None:
         run(("umount", str(self.point)), check=False)

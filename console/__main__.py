@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asr", description="Automated System Recovery for Linux.")
     parser.set_defaults(failed=1)
     parser.add_argument("--version", action="version", version=f"asr {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=wizard)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     command = commands.add_parser("prepare", help="back up this computer's system and make its ASR disk")
     command.add_argument("--to", metavar="DIR|FILE|DEVICE",
@@ -252,6 +253,20 @@ def console(arguments: argparse.Namespace) -> int:
         from .recover import RecoverApp
 
         app = RecoverApp(recover)
+    app.run(mouse=False)
+    return app.return_code or 0
+
+
+def wizard(arguments: argparse.Namespace) -> int:
+    """`asr` alone: the Backup or Restore Wizard. What needs root says so where it is chosen."""
+    if not sys.stdout.isatty():
+        parser().print_help()
+        return 1
+    from bootenv import documents, prepare
+
+    from .backup import BackupApp, settings_of_this_user
+
+    app = BackupApp(prepare, documents, prepare.survey, settings_of_this_user())
     app.run(mouse=False)
     return app.return_code or 0
 

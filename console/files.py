@@ -2,8 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from textual import work
@@ -29,7 +30,7 @@ async def restore_files(app: "SetupApp") -> None:
         found = await app.ask(Searching())
         while backup := await chosen(app, found):
             marked: tuple[bytes, ...] = ()
-            while marked := await app.ask(Tree(backup, marked)):
+            while marked := await app.ask(Tree(partial(story.entries, backup), marked)):
                 folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
                 if folder and await restored(app, backup, marked, folder):
                     return
@@ -123,7 +124,10 @@ class Node:
 
 
 class Tree(Page[tuple[bytes, ...]]):
-    """Marks files and directories in a backup. Answers their paths, () to choose another backup."""
+    """Marks files and directories in a backup. Answers their paths, () to choose another backup.
+
+    entries: what is in a directory, by its path.
+    """
 
     HEADING = "Which files?"
     BINDINGS = (key("enter", "unfold", "Open") + key("right", "unfold") + key("left", "fold")
@@ -135,14 +139,17 @@ class Tree(Page[tuple[bytes, ...]]):
     )
     WARNING = _WARNING
 
-    def __init__(self, backup: str, marked: Iterable[bytes] = ()):
+    DO = "restore"
+    GOES_ON = "R"
+
+    def __init__(self, entries: "Callable[[bytes], list[story.Entry]]", marked: Iterable[bytes] = ()):
         super().__init__()
-        self.backup = backup
+        self.entries = entries
         self.nodes: list[Node] = []
         self.marked = set(marked)
 
     def content(self) -> Iterable[Widget]:
-        yield Marks(["Reading the backup's index..."], height=15)
+        yield Marks(["Reading..."], height=15)
         yield Lines(1)
 
     def on_mount(self) -> None:
@@ -157,7 +164,7 @@ class Tree(Page[tuple[bytes, ...]]):
         """Put the content of the directory at a line below it; -1: of the whole backup."""
         above = self.nodes[at].path if at >= 0 else b""
         try:
-            entries = await asyncio.to_thread(story.entries, self.backup, above)
+            entries = await asyncio.to_thread(self.entries, above)
         except Exception as error:
             return self.fail(error)
         depth = self.nodes[at].depth + 1 if at >= 0 else 0
@@ -168,10 +175,11 @@ class Tree(Page[tuple[bytes, ...]]):
         self.show_nodes()
 
     def show_nodes(self) -> None:
-        self.query_one(Marks).show([self._line(node) for node in self.nodes] or ["The backup holds nothing."])
+        self.query_one(Marks).show([self._line(node) for node in self.nodes] or ["There is nothing."])
         count = len(self.marked)
-        self.query_one(Lines).show(f"{count:,} marked. To restore what is marked, press R." if count else
-                                   "To mark what is to be restored, press SPACE.")
+        self.query_one(Lines).show(
+            f"{count:,} marked. To {self.DO} what is marked, press {self.GOES_ON}." if count else
+            "To mark a file or directory, press SPACE.")
         self.show_keys()
 
     def _line(self, node: Node) -> str:

@@ -57,15 +57,23 @@ class PrepareApp(SetupApp):
     TITLE = "Automated System Recovery Preparation Wizard"
     QUIT = "To quit, press F3."
 
-    def __init__(self, story: Any, survey: "Survey", look: "Callable[..., Survey] | None" = None, *, tick: float = 1.0):
+    survey: "Survey"
+
+    def __init__(self, story: Any, survey: "Survey | None" = None, look: "Callable[..., Survey] | None" = None, *,
+                 tick: float = 1.0):
         super().__init__(story, tick=tick)
-        self.survey = survey
+        if survey:
+            self.survey = survey
         self.look = look
         self.complete = False
         self.unlike: tuple[Difference, ...] = ()       # what could not be read as it was
         self.typed = ("", "")                          # the backup's place and name, as they were last
 
     async def pages(self) -> None:
+        await self.prepared()
+
+    async def prepared(self) -> None:
+        """The whole wizard, from its welcome to the end of a set."""
         while await self.ask(Welcome(self.survey)) == "add":
             await self.add_volumes()
         while True:

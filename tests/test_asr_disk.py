@@ -184,6 +184,11 @@ def test_a_device_that_is_not_there_is_not_made():
         made(SET, "/dev/asr-no-such-drive")
 
 
+def test_an_image_is_made_in_a_folder_that_is_there(tmp_path):
+    with pytest.raises(AsrDiskUnwritable, match=r"There is no folder .*/nowhere"):
+        made(SET, str(tmp_path / "nowhere" / "a.img"))
+
+
 def test_an_empty_drive_has_no_asr_disk(drives):
     with pytest.raises(NoAsrDisk, match="could not find an ASR disk in any drive"):
         find_asr_disks()

@@ -35,7 +35,7 @@ from bootenv.prepare import DataVolume, Survey, label_of
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.sif import AsrSet, BackupReference, write_sif
-from console import files, prepare, recover, restore, screens
+from console import backup, files, prepare, recover, restore, screens
 from console.__main__ import main, stage
 from console.app import SetupApp
 from console.widgets import Gauge, Listing, drawable, half_blocks
@@ -336,6 +336,15 @@ PAGES = {
         errors.CommandFailed("grub-install failed: cannot find a device for /boot/grub"),
         heading=restore._NOT_RECOVERED, changed=restore._PARTLY), "NOT", None),
     "15-failed": (lambda: restore.Result(SET, replace(RECOVERED, result="failed")), "NOT", None),
+    "16-welcome": (lambda: backup.WizardWelcome(Path("/nonexistent")), "wizard mode", None),
+    "16-choice": (lambda: backup.Choice(), "What do you", None),
+    "16-what": (lambda: backup.WhatToBackUp(), "Let me", None),
+    "16-choose": (lambda: backup.Chosen(lambda directory: BACKUP[directory], [b"etc"]), "home", None),
+    "16-begin": (lambda: backup.Begin(["/home/ann", "/etc"], Path("/mnt/files-20260314-1509.tar.zst"),
+                                      "/mnt is on the system's own volume: if its disk is lost, so is this backup."),
+                 "CAUTION", None),
+    "16-complete": (lambda: backup.FilesComplete(Path("/mnt/files-20260314-1509.tar.zst"), DIFFERENCES), "diff", None),
+    "17-advanced": (lambda: backup.Advanced(), "Advanced Mode", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
     "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
     "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
@@ -355,7 +364,7 @@ PAGES = {
     "22-report": (lambda: prepare.Report(REPORT, "/var/lib/asr/reports/20260314-150900.txt"), "line 9", preparation()),
     "23-searching": (lambda: files.Searching(), "looking", None),
     "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))]), "from which", None),
-    "24-tree": (lambda: files.Tree("b", [b"etc/hosts"]), "home", None),
+    "24-tree": (lambda: files.Tree(lambda directory: BACKUP[directory], [b"etc/hosts"]), "home", None),
     "25-restored": (lambda: files.Restored("/run/asr/volumes/vda2/", RESTORING, DIFFERENCES), "differences", None),
     "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
     **{name: (lambda error=error: failed(*error), "Error ASR", None) for name, error in DISK_ERRORS.items()},
@@ -382,6 +391,8 @@ async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(files.story, "backups", lambda: time.sleep(1) or [])
     page, ready, story = PAGES[name]
     app = OnePage(page(), story)
+    if name[:2] in ("16", "17"):
+        app.title, app.QUIT = backup.BackupApp.TITLE, prepare.PrepareApp.QUIT
     if name[:2] in ("18", "19", "20", "21", "22"):
         app.title, app.QUIT = prepare.PrepareApp.TITLE, prepare.PrepareApp.QUIT
     async with app.run_test(size=(80, 25)) as pilot:
@@ -1286,6 +1297,150 @@ async def test_without_a_floppy_drive_the_sticks_are_offered_at_once():
         await until(pilot, "DataTraveler")
         await pilot.press("enter")
         await until(pilot, "label it as shown")
+
+
+# The Backup or Restore Wizard
+
+def documents(**changes):
+    """bootenv.documents with nothing behind it."""
+    return SimpleNamespace(**{
+        "mine": lambda: ("/home/ann",), "everyones": lambda: ("/home", "/root"),
+        "entries": lambda directory: BACKUP[directory],
+        "destination": lambda place: (Path(place) / "files.tar.zst", ""),
+        "select": lambda paths: working(Progress("Counting files...", 1, files=1), outcome="selection"),
+        "back_up": lambda paths, path, selection: working(BACKING_UP, outcome=()),
+    } | changes)
+
+
+def backup_app(tmp_path, look=lambda: SURVEY, **changes):
+    return backup.BackupApp(preparation(), documents(**changes), look, tmp_path / "config/asr.toml", tick=0.001)
+
+
+async def test_all_information_on_this_computer_is_an_asr_set(tmp_path):
+    app = backup_app(tmp_path)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("1")
+        await until(pilot, "NOT protected")
+        assert not app.complete
+        await pilot.press("n")
+        await until(pilot, "Backup Destination")
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "formatted diskette")
+        await pilot.press("enter")
+        await until(pilot, "label it as shown")
+        await pilot.press("enter")
+        await until(pilot, "NOT protected")
+        await pilot.press("enter")
+    assert app.return_code == 0
+
+
+async def test_a_machine_that_cannot_be_surveyed_says_why_and_the_wizard_goes_on(tmp_path):
+    app = backup_app(tmp_path, raises(errors.NeedsRoot("Preparing an ASR set needs root.", hint="Use sudo.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("1")
+        await until(pilot, "Preparing an ASR set needs root.")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+
+
+@pytest.mark.parametrize(("keys", "paths"), [
+    (["2"], ["/home/ann"]), (["3"], ["/home", "/root"]), (["4", "space", "down", "space", "n"], ["/etc", "/home"])])
+async def test_files_are_backed_up_by_each_of_the_other_choices(keys, paths, tmp_path):
+    asked = []
+
+    def back_up(paths, path, selection):
+        asked.append((list(paths), path, selection))
+        return working(BACKING_UP, outcome=DIFFERENCES[:1])
+
+    app = backup_app(tmp_path, back_up=back_up)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press(keys[0])
+        if keys[1:]:
+            await until(pilot, "vmlinuz")
+            await pilot.press(*keys[1:-1])
+            await until(pilot, "2 marked. To back up what is marked, press N.")
+            await pilot.press(keys[-1])
+        await until(pilot, "Where should the backup be written?")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "F=Finish")
+        assert_canvas(app)
+        await pilot.press("f")
+        await until(pilot, "The backup is complete, with 1 differences.")
+        await pilot.press("enter")
+    assert asked == [(paths, Path("/mnt/files.tar.zst"), "selection")]
+    assert app.return_code == 0
+
+
+async def test_a_backup_of_files_that_fails_is_no_success(tmp_path):
+    app = backup_app(tmp_path, back_up=lambda *_: working(BACKING_UP, errors.DestinationFull("It is full.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("2")
+        await until(pilot, "Where should")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "F=Finish")
+        await pilot.press("f")
+        await until(pilot, "It is full.")
+        await pilot.press("f3")
+        await until(pilot, "has not finished")
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+    assert app.return_code == 1
+
+
+async def test_the_mode_is_remembered(tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "[x] Always start in wizard mode")
+        await pilot.press("w")
+        await until(pilot, "[ ] Always start in wizard mode")
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "To prepare an ASR set")
+        await pilot.press("w")
+        await until(pilot, "[ ] Always start in wizard mode")
+        await pilot.press("w")
+        await until(pilot, "[x] Always start in wizard mode")
+        await pilot.press("a")
+        await until(pilot, "To prepare an ASR set")
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "[x] Always start in wizard mode")
+
+
+async def test_files_are_restored_from_the_wizard_too(single_files, tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("r")
+        await until(pilot, "from which backup")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+    assert single_files == ["forgot"]
+
+
+def test_asr_alone_without_a_terminal_prints_its_commands(capsys):
+    assert main([]) == 1
+    assert "prepare" in capsys.readouterr().out
 
 
 # The command
