@@ -123,10 +123,15 @@ def add_job(job: Job) -> None:
     _write(f"{_JOB}{job.name}.service", _SERVICE.format(name=job.name, command=command, asr=asr))
     _write(f"{_JOB}{job.name}.timer", _TIMER.format(name=job.name, when=job.when))
     if not any((ROOT / folder / f"{DRIFT}.timer").exists() for folder in (UNITS, Path("usr/lib/systemd/system"))):
-        _write(f"{DRIFT}.service", _DRIFT_SERVICE.format(asr=asr))
-        _write(f"{DRIFT}.timer", _DRIFT_TIMER)
+        for name, text in drift_units(asr).items():
+            _write(name, text)
     run(("systemctl", "daemon-reload"))
     run(("systemctl", "enable", "--now", f"{_JOB}{job.name}.timer", f"{DRIFT}.timer"))
+
+
+def drift_units(asr: str) -> dict[str, str]:
+    """The units that look for drift, by their names."""
+    return {f"{DRIFT}.service": _DRIFT_SERVICE.format(asr=asr), f"{DRIFT}.timer": _DRIFT_TIMER}
 
 
 def _quoted(word: str) -> str:

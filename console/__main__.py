@@ -138,7 +138,7 @@ def _add_schedule(commands: Any) -> None:
     command.add_argument("name", metavar="NAME", nargs="?", default="")
     command.add_argument("--all", action="store_true")
     command.set_defaults(run=schedule_remove, fail=command.error)
-    command = actions.add_parser("ended", help="what a job's service calls when it has ended")
+    command = actions.add_parser("ended")      # what a job's service calls
     command.add_argument("name", metavar="NAME")
     command.set_defaults(run=schedule_ended)
 
@@ -380,10 +380,11 @@ def drift(arguments: argparse.Namespace) -> int:
     from bootenv.errors import DamagedSif, NoAsrDisk
 
     _need_root("Looking at this computer's disks")
+    quiet = arguments.packages             # package managers call it so, after each of their runs
     try:
         found = package_only_drift() if arguments.packages else find_drift(timedelta(days=arguments.max_age))
     except (NoAsrDisk, DamagedSif) as error:
-        found = (Difference("ASR set", error.message),)
+        found = () if quiet else (Difference("ASR set", error.message),)
     # If packages alone are well, a notice about the rest stays.
     if arguments.remind and (found or not arguments.packages):
         remind(found)
@@ -392,7 +393,8 @@ def drift(arguments: argparse.Namespace) -> int:
         return 1 if found else 0
     for reason in found:
         print(printable(f"{reason.what}: {reason.why}"))
-    print("A new ASR set is due: asr prepare" if found else "The newest ASR set is still this computer's.")
+    if found or not quiet:
+        print("A new ASR set is due: asr prepare" if found else "The newest ASR set is still this computer's.")
     return 1 if found else 0
 
 

@@ -142,6 +142,8 @@ def test_without_a_set_or_with_a_damaged_one_a_new_one_is_due(machine, capsys):
     assert main(["check", "--drift"]) == 1
     assert "ASR.SIF is damaged" in capsys.readouterr().out
     (machine / drift.REPAIR).unlink()
+    assert main(["check", "--drift", "--packages"]) == 0
+    assert capsys.readouterr().out == "", "every run of apt would speak of a set that nobody wanted"
     assert main(["check", "--drift"]) == 1
     assert "No ASR set of this computer was prepared yet." in capsys.readouterr().out
 
