@@ -383,6 +383,15 @@ def in_backup(backup, directory):
     return BACKUP[directory]
 
 
+def in_the_middle(shown: str) -> str:
+    """The canvas on a terminal of 120x40, around which there is nothing."""
+    lines = shown.splitlines()
+    top = (40 - 25) // 2
+    assert not any(line.strip() for line in lines[:top] + lines[top + 25:])
+    assert not any(line[:20].strip() or line[100:].strip() for line in lines)
+    return "".join(line[20:].rstrip() + "\n" for line in lines[top:top + 25])
+
+
 @pytest.mark.parametrize("name", PAGES)
 async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(bootenv.run, "LOG", Path("/run/asr/setup.log"))
@@ -399,6 +408,10 @@ async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
         await until(pilot, ready)
         assert_canvas(app)
         golden(SCREENS / f"{name}.txt", screen_text(app))
+        await pilot.resize_terminal(120, 40)
+        await pilot.pause()
+        assert in_the_middle(screen_text(app)) == (SCREENS / f"{name}.txt").read_text()
+        await pilot.resize_terminal(80, 25)
         await pilot.press("f1")
         await until(pilot, "ESC=Back")
         assert_canvas(app)
