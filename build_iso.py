@@ -446,7 +446,8 @@ fi
 set -e
 if [ "$1" = remove ] && command -v systemctl >/dev/null; then
     /usr/bin/asr schedule remove --all || true
-    systemctl disable --quiet --now asr-drift.timer || true
+    if [ -d /run/systemd/system ]; then systemctl stop asr-drift.timer || true; fi
+    systemctl disable --quiet asr-drift.timer || true
     rm -f /run/motd.d/50-asr
 fi
 find /usr/lib/asr -name __pycache__ -prune -exec rm -rf {} +

@@ -24,6 +24,7 @@ from .errors import Busy, DamagedBackup, DestinationRefused, NeedsRoot, Unsuppor
 from .events import Difference, Event
 from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
+from .media import record_verified
 from .plan import plan
 from .probe import mount_table, os_release, probe
 from .run import ROOT, STATE, log, run
@@ -212,6 +213,7 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
         yield from _read_back(destination.path, sif)
     _keep(repair, sif)
     _keep(ROOT / PACKAGES, package_lines(packages).encode())
+    record_verified(set.id, 0)
     notice("drift", "")
     _keep(ROOT / report_of(set), _report(set, survey, unlike).encode(errors="surrogateescape"))
     return set

@@ -102,6 +102,26 @@ class Job:
                 *(("--keep-days", str(self.keep_days)) if self.keep_days else ()))
 
 
+    @property
+    def kept(self) -> str:
+        """In words: what stays of older backups."""
+        words = [f"the {self.keep} newest"] if self.keep else []
+        words += [f"those of the last {self.keep_days} days"] if self.keep_days else []
+        return " and ".join(words) or "all backups"
+
+
+def job_from(name: str, when: str, to: str, disk: str, keep: str) -> Job:
+    """A job as a person typed it. Raises Unsupported for a number that is none."""
+    if not keep.isdecimal():
+        raise Unsupported(f"{keep!r} is no number.", hint="Type how many backups are to be kept, or 0 for all.")
+    return Job(name, when, lasting(to), lasting(disk), int(keep))
+
+
+def described() -> list[tuple[Job, str, str]]:
+    """All jobs, each with its times in words and when it is due next."""
+    return [(job, in_words(form), due) for job in jobs() for form, due in [normalized(job.when)]]
+
+
 def program() -> str:
     """The `asr` that units call. Raises Unsupported where it isn't installed."""
     found = shutil.which("asr") or sys.argv[0]
@@ -125,8 +145,12 @@ def add_job(job: Job) -> None:
     if not any((ROOT / folder / f"{DRIFT}.timer").exists() for folder in (UNITS, Path("usr/lib/systemd/system"))):
         for name, text in drift_units(asr).items():
             _write(name, text)
-    run(("systemctl", "daemon-reload"))
-    run(("systemctl", "enable", "--now", f"{_JOB}{job.name}.timer", f"{DRIFT}.timer"))
+    try:
+        run(("systemctl", "daemon-reload"))
+        run(("systemctl", "enable", "--now", f"{_JOB}{job.name}.timer", f"{DRIFT}.timer"))
+    except CommandFailed:
+        remove_job(job.name)               # a job that will never run must not be listed
+        raise
 
 
 def drift_units(asr: str) -> dict[str, str]:
@@ -176,7 +200,7 @@ def remove_job(name: str) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
     notice(f"job-{name}", "")
-    run(("systemctl", "daemon-reload"))
+    run(("systemctl", "daemon-reload"), check=False)
 
 
 def remove_all() -> None:
@@ -188,7 +212,7 @@ def remove_all() -> None:
         run(("systemctl", "disable", "--now", f"{DRIFT}.timer"), check=False)
         for path in paths:
             path.unlink(missing_ok=True)
-        run(("systemctl", "daemon-reload"))
+        run(("systemctl", "daemon-reload"), check=False)
 
 
 def ended(name: str, result: str) -> None:

@@ -175,10 +175,8 @@ def _print_job(job: "Job") -> None:
     from bootenv import schedule
 
     form, due = schedule.normalized(job.when)
-    kept = " and ".join([*([f"the {job.keep} newest"] if job.keep else []),
-                         *([f"those of the last {job.keep_days} days"] if job.keep_days else [])])
     print(f"{job.name}: {schedule.in_words(form)}, next {due}", f"    to {job.to}, ASR disk {job.disk}",
-          f"    keeps {kept or 'all backups'}", sep="\n")
+          f"    keeps {job.kept}", sep="\n")
 
 
 def schedule_remove(arguments: argparse.Namespace) -> int:
@@ -262,11 +260,11 @@ def wizard(arguments: argparse.Namespace) -> int:
     if not sys.stdout.isatty():
         parser().print_help()
         return 1
-    from bootenv import documents, prepare
+    from bootenv import documents, media, prepare, schedule
 
     from .backup import BackupApp, settings_of_this_user
 
-    app = BackupApp(prepare, documents, prepare.survey, settings_of_this_user())
+    app = BackupApp(prepare, documents, media, schedule, prepare.survey, settings_of_this_user())
     app.run(mouse=False)
     return app.return_code or 0
 

@@ -2,38 +2,47 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual import work
+from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
-from bootenv.errors import AsrError
-from bootenv.events import Difference
+from bootenv.errors import AsrError, BackupNotFound
+from bootenv.events import Difference, Event
+from bootenv.layout import human
 
 from .app import Cancelled
-from .files import Tree, restore_files
+from .files import Tree, from_backup, restore_files
 from .prepare import Cancellable, PrepareApp, Selecting
-from .screens import Browse, Looking, Notice, Page, ProgressPage, bullets, difference_lines, key, text
-from .widgets import TEXT_WIDTH, Listing, shortened
+from .screens import Browse, Looking, Notice, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
+    from bootenv.media import Medium
     from bootenv.prepare import Survey
+    from bootenv.schedule import Job
 
 _NOTHING_YET = "Nothing was backed up yet."
 
 
 class BackupApp(PrepareApp):
-    """Page 16 and all that it leads to. story, documents: the bootenv modules of these names (story: prepare).
+    """Pages 16 and 17 and all that they lead to.
+
+    story, documents, media, schedule: the bootenv modules of these names (story: prepare).
 
     look: surveys the machine. Its return code is 1 if a set or backup that was begun was not completed.
     """
 
     TITLE = "Backup or Restore Wizard"
 
-    def __init__(self, story: Any, documents: Any, look: "Callable[..., Survey]", settings: Path, *, tick: float = 1.0):
+    def __init__(self, story: Any, documents: Any, media: Any, schedule: Any, look: "Callable[..., Survey]",
+                 settings: Path, *, tick: float = 1.0):
         super().__init__(story, look=look, tick=tick)
-        self.documents = documents
+        self.documents, self.media, self.schedule = documents, media, schedule
         self.settings = settings
         self.complete = True
 
@@ -49,15 +58,88 @@ class BackupApp(PrepareApp):
                 if wish == "back up":
                     wish = await self.ask(WhatToBackUp())
             else:
-                wish = await self.ask(Advanced())
+                wish = await self.advanced()
             if wish == "wizard":
                 wizard = True
             elif await self.done(wish):
                 return
 
+    async def advanced(self) -> str:
+        """Goes from tab to tab until something is chosen that pages() knows."""
+        tab = 0
+        while True:
+            try:
+                answer = await self.ask(self.tab(tab))
+            except Exception as error:
+                await self.ask(self.page_for(error, "cancel"))
+                answer = ("tab", 0)
+            finally:
+                if tab == Media.NUMBER:
+                    await asyncio.to_thread(self.media.forget)
+            if isinstance(answer, str):
+                return answer
+            if answer[:1] == ("tab",):
+                tab = answer[1]
+            elif tab == FilesTab.NUMBER:
+                if not answer:
+                    tab = 0
+                elif await self.backed_up_files([f"/{os.fsdecode(path)}" for path in answer]):
+                    return "done"
+            else:
+                await self.managed(*answer)
+
+    def tab(self, number: int) -> Page[Any]:
+        if number == FilesTab.NUMBER:
+            return FilesTab(self.documents.entries)
+        return (Advanced(), Advanced(), Media(self.media.known), Jobs(self.schedule.described))[number]
+
+    async def managed(self, what: str, which: Any) -> None:
+        """What the tabs of media and jobs ask for."""
+        try:
+            if what == "browse":
+                await asyncio.to_thread(self.media.known)      # its volume is mounted as long as it is looked into
+                await from_backup(self, which.backup.path)
+            elif what == "verify":
+                damaged = await self.perform(Verifying(), self.again(which))
+                await self.ask(Verified(which.backup.place, damaged))
+            elif what == "delete" and await self.ask(Sure(
+                    f"Remove the backup of {which.set.host}, {when(which.set.created)}?",
+                    f"{which.backup.place}\n\nThe ASR disk that belongs to it recovers nothing without it.",
+                    "To remove it for good")):
+                await asyncio.to_thread(self.media.delete, which)
+            elif what == "remove" and await self.ask(Sure(
+                    f"Remove the job {which.name}?", "The backups that it made stay.", "To remove the job")):
+                await asyncio.to_thread(self.schedule.remove_job, which.name)
+            elif what == "new":
+                await self.new_job()
+        except Cancelled:
+            pass
+        except Exception as error:
+            await self.ask(self.page_for(error, "cancel"))
+        finally:
+            await asyncio.to_thread(self.media.forget)
+
+    def again(self, medium: "Medium") -> "Generator[Event, None, tuple[Difference, ...]]":
+        """Finds a backup again, since its volume is mounted only as long as it is looked at, and verifies it."""
+        if medium.backup.path not in {m.backup.path for m in self.media.known()}:
+            raise BackupNotFound(f"{medium.backup.place} is not there any more.", hint="Connect its disk again.")
+        return (yield from self.media.verify(medium))
+
+    async def new_job(self) -> None:
+        """Asks one thing after the other; what systemd or a person refuses is asked again from the first."""
+        said = {}
+        for name, heading, explanation, value in _JOB:
+            said[name] = await self.ask(Browse(heading, explanation, value))
+            if not said[name]:
+                return
+        job = await asyncio.to_thread(self.schedule.job_from, **said)
+        await asyncio.to_thread(self.schedule.add_job, job)
+
     async def done(self, wish: str) -> bool:
         """Does one thing; False: it was left, and another may be chosen."""
         try:
+            if wish == "done":
+                return True
             if wish == "set":
                 assert self.look
                 self.survey = await self.ask(Looking("The wizard is looking at this computer...", self.look))
@@ -98,6 +180,17 @@ class BackupApp(PrepareApp):
         return False
 
 
+_JOB = (
+    ("name", "New job: its name", "Small letters, digits and dashes.", "nightly"),
+    ("when", "New job: when?",
+     "A time of systemd's calendar, such as  daily,  Sun 03:00,  Mon..Fri 22:00  or  *-*-01 04:30", "Sun 03:00"),
+    ("to", "New job: where is the backup written?",
+     "A folder, or a volume's device. Recovery must not format its disk.", ""),
+    ("disk", "New job: where is the ASR disk written?",
+     "A device, a floppy image or a folder that is there when the job runs.", ""),
+    ("keep", "New job: how many backups are kept?",
+     "So many of the newest stay; older ones of this computer are removed there. 0 keeps all.", "4"),
+)
 _WHERE = (
     "Type a folder, or the path of the file to write.\n\nThis backup holds files alone: it does not bring back a "
     "computer whose disk was lost. For that, choose  All information on this computer."
@@ -184,27 +277,187 @@ class WhatToBackUp(Page[str]):
             "4  Let me choose what to back up")
 
 
-class Advanced(Page[str]):
-    """Page 17: everything at once, for whoever knows what they want."""
+TABS = ("Welcome", "Backup", "Restore and Manage Media", "Schedule Jobs")
 
-    HEADING = "Advanced Mode"
-    BINDINGS = (key("a", "answer('set')", "ASR") + key("b", "answer('choose')", "Backup")
-                + key("r", "answer('restore')", "Restore") + key("w", "answer('wizard')", "Wizard Mode"))
-    EXPLANATION = (
-        "A starts the Automated System Recovery Preparation Wizard. B shows the tree of this computer's files, to mark "
-        "what is backed up. R lists the backups that are found, to restore files from them.\n\n"
-        "Scheduled jobs are made at the command line: asr schedule."
-    )
+
+def tab_keys() -> list[BindingType]:
+    """On each tab, TAB goes to the next; after the last comes the first."""
+    return [Binding("tab", "next_tab", "Next Tab", priority=True)]
+
+
+class Tab(Page[Any]):
+    """Page 17: one of the tabs of Advanced Mode. Answers ("tab", number) to see another."""
+
+    NUMBER = 0
 
     def content(self) -> Iterable[Widget]:
+        yield tab_bar(self.NUMBER)
+        yield from self.tab()
+
+    def tab(self) -> Iterable[Widget]:
+        return ()
+
+    def action_next_tab(self) -> None:
+        self.answer(("tab", (self.NUMBER + 1) % len(TABS)))
+
+
+def tab_bar(number: int) -> Widget:
+    """The tabs in a line, the one that is seen in brackets: not everything has colours."""
+    return text("  ".join(f"[{name}]" if n == number else f" {name} " for n, name in enumerate(TABS)), "heading")
+
+
+class Advanced(Tab):
+    """Page 17, first tab."""
+
+    BINDINGS = [*key("a", "answer('set')", "ASR"), *key("b", "answer(('tab', 1))", "Backup"),
+                *key("r", "answer(('tab', 2))", "Restore"), *key("w", "answer('wizard')", "Wizard Mode"), *tab_keys()]
+    EXPLANATION = (
+        "A starts the Automated System Recovery Preparation Wizard. B shows the tree of this computer's files, to mark "
+        "what is backed up. R lists the backups that are found: to restore files from them, to verify and to remove "
+        "them.\n\nTAB goes from tab to tab."
+    )
+
+    def tab(self) -> Iterable[Widget]:
         yield bullets("To prepare an ASR set of this computer, press A.",
                       "To choose files and back them up, press B.",
-                      "To restore files from a backup, press R.",
+                      "To restore files from a backup, or to look after backups, press R.",
                       "To go back to the wizard, press W.")
 
 
+class Media(Tab):
+    """Page 17, third tab: the sets' backups. Answers ("browse" | "verify" | "delete", Medium)."""
+
+    NUMBER = 2
+    BINDINGS = [*key("enter", "take('browse')", "Browse"), *key("v", "take('verify')", "Verify"),
+                *key("x", "take('delete')", "Delete"), *key("f5", "look", "Refresh"), *tab_keys()]
+    EXPLANATION = (
+        "Each backup of an ASR set on this computer's volumes: when it was made, of which computer, its size, and when "
+        "it was last compared with its checksums here.\n\n"
+        "ENTER opens the backup that is shown in reverse, to restore files from it. V compares all of it. X removes "
+        "it, after a question."
+    )
+
+    def __init__(self, known: "Callable[[], tuple[Medium, ...]]"):
+        super().__init__()
+        self.known = known
+        self.media: tuple[Medium, ...] = ()
+
+    def tab(self) -> Iterable[Widget]:
+        yield Lines(1)
+        yield Marks(["Looking for backups on every volume..."], height=12)
+        yield Lines(3, id="about")
+
+    def on_mount(self) -> None:
+        self.query_one(Lines).show("  " + _MEDIUM.format("Created (UTC)", "Age", "Computer", "Size", "Verified"))
+        self.action_look()
+
+    @work(exclusive=True)
+    async def action_look(self) -> None:
+        marks = self.query_one(Marks)
+        marks.show(["Looking for backups on every volume..."])
+        try:
+            self.media = await asyncio.to_thread(self.known)
+        except Exception as error:
+            return self.fail(error)
+        marks.show([medium_line(medium, datetime.now(UTC)) for medium in self.media] or ["No backup was found."])
+        self.show_keys()
+        self.on_marks_moved()
+
+    def on_marks_moved(self) -> None:
+        chosen = self.chosen
+        self.query_one("#about", Lines).show(*([
+            f"      At           {shortened(chosen.backup.place, TEXT_WIDTH - 19)}",
+            f"      System       {chosen.set.system}",
+            f"      Files        {chosen.set.backup.files:,}"] if chosen else []))
+
+    @property
+    def chosen(self) -> "Medium | None":
+        at = self.query_one(Marks).chosen
+        return self.media[at] if at < len(self.media) else None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.media) if action == "take" else super().check_action(action, parameters)
+
+    def action_take(self, what: str) -> None:
+        self.answer((what, self.chosen))
+
+
+_MEDIUM = "{:<16} {:>6}  {:<16.16} {:>9}  {}"
+
+
+def medium_line(medium: "Medium", today: datetime) -> str:
+    days = (today - medium.set.created).days
+    verified = (f"{medium.damaged} damaged" if medium.damaged else f"{medium.verified:%Y-%m-%d}") \
+        if medium.verified else "never"
+    return _MEDIUM.format(f"{medium.set.created:%Y-%m-%d %H:%M}", f"{days} d", medium.set.host, human(medium.size),
+                          verified)
+
+
+class Jobs(Tab):
+    """Page 17, fourth tab. Answers ("new", None) or ("remove", Job)."""
+
+    NUMBER = 3
+    BINDINGS = [*key("n", "answer(('new', None))", "New Job"), *key("x", "remove", "Remove"), *tab_keys()]
+    EXPLANATION = (
+        "A job prepares an ASR set by itself, at times of systemd's calendar. It runs only if the places for the "
+        "backup and the ASR disk are there; its output is in the journal; and whoever logs in is told if it failed."
+    )
+
+    def __init__(self, jobs: "Callable[[], list[tuple[Job, str, str]]]"):
+        super().__init__()
+        self.find = jobs
+        self.jobs: list[tuple[Job, str, str]] = []
+
+    def tab(self) -> Iterable[Widget]:
+        yield Marks(["Looking for jobs..."], height=10)
+        yield Lines(6)
+
+    def on_mount(self) -> None:
+        self.look()
+
+    @work
+    async def look(self) -> None:
+        try:
+            self.jobs = await asyncio.to_thread(self.find)
+        except Exception as error:
+            return self.fail(error)
+        self.query_one(Marks).show([f"{job.name:<18} {words}" for job, words, _ in self.jobs]
+                                   or ["No job is scheduled."])
+        self.show_keys()
+        self.on_marks_moved()
+
+    def on_marks_moved(self) -> None:
+        if self.jobs:
+            job, _, due = self.jobs[self.query_one(Marks).chosen]
+            self.query_one(Lines).show(
+                f"      Next         {due}", f"      Backup       {shortened(job.to, TEXT_WIDTH - 19)}",
+                f"      ASR disk     {shortened(job.disk, TEXT_WIDTH - 19)}", f"      Keeps        {job.kept}")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.jobs) if action == "remove" else super().check_action(action, parameters)
+
+    def action_remove(self) -> None:
+        self.answer(("remove", self.jobs[self.query_one(Marks).chosen][0]))
+
+
+class Sure(Page[bool]):
+    """A question before something is gone for good. F8 agrees, as everywhere."""
+
+    BINDINGS = key("f8", "answer(True)", "Agree") + key("escape", "answer(False)", "Back")
+    EXPLANATION = "F8 does what the page says. ESC goes back, and nothing is changed."
+
+    def __init__(self, heading: str, said: str, agree: str):
+        super().__init__()
+        self.HEADING, self.said, self.agree = heading, said, agree
+
+    def content(self) -> Iterable[Widget]:
+        yield text(self.said)
+        yield bullets(f"{self.agree}, press F8.", "To go back without changing anything, press ESC.")
+
+
 class Chosen(Tree):
-    """The tree of this computer's files. Answers what is marked, () to go back."""
+    """The tree of this computer's files: what is in the backup and what is not. Answers what is marked, () to go back.
+    """
 
     HEADING = "Which files are backed up?"
     DO, GOES_ON = "back up", "N"
@@ -223,6 +476,49 @@ class Chosen(Tree):
 
     def action_go_on(self) -> None:
         self.action_restore()
+
+
+class FilesTab(Chosen):
+    """Page 17, second tab: the tree of what is in and out. Answers what is marked, () or ("tab", number)."""
+
+    NUMBER = 1
+    HEADING = ""
+    BINDINGS = tab_keys()
+
+    def content(self) -> Iterable[Widget]:
+        yield tab_bar(self.NUMBER)
+        yield from super().content()
+
+    def action_next_tab(self) -> None:
+        self.answer(("tab", 2))                # type: ignore[arg-type]
+
+
+class Verifying(Cancellable, ProgressPage):
+    """A backup is compared with its checksums."""
+
+    CANCEL = "To cancel the comparison, press F3."
+
+    def __init__(self) -> None:
+        super().__init__("Verify Progress", "Every file in the backup is compared with its checksum. Nothing is "
+                         "changed. ESC cancels.", "What was compared so far counts for nothing.")
+
+
+class Verified(Page[None]):
+    """What came out."""
+
+    BINDINGS = key("enter", "answer(None)", "Continue") + key("escape", "answer(None)")
+    EXPLANATION = "A damaged file can't be restored as it was; all others can. Prepare a new set, on another disk."
+
+    def __init__(self, place: str, damaged: "Sequence[Difference]"):
+        super().__init__()
+        self.HEADING = f"{len(damaged)} of its files are DAMAGED." if damaged else "The backup is whole."
+        self.place, self.damaged = place, damaged
+
+    def content(self) -> Iterable[Widget]:
+        yield text(shortened(self.place, TEXT_WIDTH))
+        if self.damaged:
+            yield Listing([line for d in self.damaged for line in difference_lines(d)], height=12, classes="lacking")
+        yield bullets("To continue, press ENTER.")
 
 
 class Begin(Page[bool]):

@@ -28,16 +28,22 @@ async def restore_files(app: "SetupApp") -> None:
     """From the Welcome page and back to it."""
     try:
         found = await app.ask(Searching())
-        while backup := await chosen(app, found):
-            marked: tuple[bytes, ...] = ()
-            while marked := await app.ask(Tree(partial(story.entries, backup), marked)):
-                folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
-                if folder and await restored(app, backup, marked, folder):
-                    return
+        while (backup := await chosen(app, found)) and not await from_backup(app, backup):
+            pass
     except Exception as error:
         await app.ask(app.page_for(error, "cancel"))
     finally:
         await asyncio.to_thread(story.forget)
+
+
+async def from_backup(app: "SetupApp", backup: str) -> bool:
+    """Marks files in a backup and restores them; False: the person went back."""
+    marked: tuple[bytes, ...] = ()
+    while marked := await app.ask(Tree(partial(story.entries, backup), marked)):
+        folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
+        if folder and await restored(app, backup, marked, folder):
+            return True
+    return False
 
 
 async def chosen(app: "SetupApp", found: "list[story.FoundBackup]") -> str:

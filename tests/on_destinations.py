@@ -12,11 +12,16 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from bootenv import media
+from bootenv.backup import Source, write_backup
 from bootenv.destinations import POINT, at, destination, places
 from bootenv.errors import DestinationRefused
+from bootenv.events import Difference
 from bootenv.layout import Disk, Layout
+from bootenv.sif import write_sif
 from tests.on_snapshots import shell
 from tests.test_destinations import MiB, a_set
+from tests.test_sif import SET
 
 SYSTEM = a_set(Layout((Disk("a", "/dev/ubda", 64 * MiB),)))
 USED = 40 * MiB
@@ -24,6 +29,7 @@ USED = 40 * MiB
 
 def main(_: str) -> None:
     tempfile.tempdir = "/run"                  # nothing else can be written here
+    media.VERIFIED = "run/verified"            # below /, which is not ours to write
     subprocess.run(("sfdisk", "-q", "/dev/ubda"), input=b"label: gpt\nstart=2048\n", check=True)
     shell("udevadm", "settle")
     shell("mkfs.ext4", "-q", "-L", "root", "/dev/ubda1")
@@ -44,7 +50,8 @@ def main(_: str) -> None:
                         "speed": found.speed, "warnings": found.warnings}
     results["mounts between"] = mounts()
     with at(found):
-        found.path.write_text("backup")
+        for _ in write_backup(found.path, [Source("/run/system")], ("asr.sif", write_sif(SET)), workers=1):
+            pass
         results["mounts meanwhile"] = mounts()
     results["mounts after"] = mounts()
     results["again"] = refused("/dev/ubdc")
@@ -53,8 +60,28 @@ def main(_: str) -> None:
     results["on the disk"] = sorted(path.name for path in Path("/run/look").iterdir())
     results["read-only"] = refused("/run/look/other.tar.zst")
     shell("umount", "/run/look")
+    results["media"] = looked_after()
     results["killed"] = killed()
     json.dump(results, sys.stdout)
+
+
+def looked_after() -> dict[str, object]:
+    """The backup is found, on a volume that is not mounted and on one that is; it is compared and removed."""
+    [unmounted] = media.known()
+    media.forget()
+    Path("/run/rw").mkdir()
+    shell("mount", "/dev/ubdc", "/run/rw")
+    [mounted] = media.known()
+    damaged = [event for event in media.verify(mounted) if isinstance(event, Difference)]
+    [verified] = media.known()
+    media.delete(verified)
+    left = sorted(path.name for path in Path("/run/rw").iterdir())
+    again = media.known()
+    media.forget()
+    shell("umount", "/run/rw")
+    return {"places": [unmounted.backup.place, mounted.backup.place], "size": mounted.size, "damaged": damaged,
+            "verified": [mounted.verified is not None, verified.verified is not None], "left": left,
+            "again": len(again), "mounts": mounts()}
 
 
 def refused(place: str) -> str:

@@ -31,9 +31,11 @@ from bootenv.destinations import Destination, Place
 from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
+from bootenv.media import Medium
 from bootenv.prepare import DataVolume, Survey, label_of
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
+from bootenv.schedule import Job
 from bootenv.sif import AsrSet, BackupReference, write_sif
 from console import backup, files, prepare, recover, restore, screens
 from console.__main__ import main, stage
@@ -78,6 +80,13 @@ PLACES = (
     Place("/", "/dev/vda3", "ext4", "root", 3 << 30, refused="/dev/vda3 lies on /dev/vda, which holds a part of this "
           "system: recovery formats it, and the backup with it."),
 )
+MEDIA = (
+    Medium(FOUND, 130 << 20, datetime(2026, 3, 20, tzinfo=UTC)),
+    Medium(FoundBackup("/run/asr/volumes/vdc/web2.tar.zst.001", "/web2.tar.zst.001 on DATA (/dev/vdc)", OTHER.set),
+           9000 << 20, datetime(2026, 3, 20, tzinfo=UTC), 3),
+    Medium(replace(FOUND, set=replace(OTHER.set, host="laptop")), 77 << 20),
+)
+JOB = Job("nightly", "Sun 03:00", "/dev/disk/by-uuid/1234", "/mnt/stick", 4, 60)
 REPORT = "ASR set 5f0c\n" + "\n".join(f"line {n}" for n in range(40))
 
 
@@ -344,11 +353,17 @@ PAGES = {
                                       "/mnt is on the system's own volume: if its disk is lost, so is this backup."),
                  "CAUTION", None),
     "16-complete": (lambda: backup.FilesComplete(Path("/mnt/files-20260314-1509.tar.zst"), DIFFERENCES), "diff", None),
-    "17-advanced": (lambda: backup.Advanced(), "Advanced Mode", None),
+    "17-advanced": (lambda: backup.Advanced(), "[Welcome]", None),
+    "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], [b"etc"]), "vmlinuz", None),
+    "17-media": (lambda: backup.Media(lambda: MEDIA), "BACKUP", None),
+    "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
+                "Keeps", None),
+    "17-sure": (lambda: backup.Sure("Remove the job nightly?", "The backups stay.", "To remove it"), "F8", None),
+    "17-verified": (lambda: backup.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
     "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
     "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
-    "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(1)), "wait", preparation()),
+    "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(4)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
     "18-browse": (lambda: prepare.Places(SURVEY, lambda: PLACES), "BACKUP", preparation()),
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
@@ -397,7 +412,8 @@ async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(bootenv.run, "LOG", Path("/run/asr/setup.log"))
     monkeypatch.setattr(screens, "monotonic", lambda: 1000.0)
     monkeypatch.setattr(files.story, "entries", in_backup)
-    monkeypatch.setattr(files.story, "backups", lambda: time.sleep(1) or [])
+    monkeypatch.setattr(files.story, "backups", lambda: time.sleep(4) or [])
+    monkeypatch.setattr(backup, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 3, 30, tzinfo=UTC)))
     page, ready, story = PAGES[name]
     app = OnePage(page(), story)
     if name[:2] in ("16", "17"):
@@ -1326,7 +1342,18 @@ def documents(**changes):
 
 
 def backup_app(tmp_path, look=lambda: SURVEY, **changes):
-    return backup.BackupApp(preparation(), documents(**changes), look, tmp_path / "config/asr.toml", tick=0.001)
+    media = SimpleNamespace(**{"known": lambda: MEDIA, "forget": lambda: None,
+                               "verify": lambda medium: working(BACKING_UP, outcome=DIFFERENCES[:1]),
+                               "delete": Counted()} | {k: v for k, v in changes.items() if k in MANAGED})
+    jobs = SimpleNamespace(**{"described": lambda: [], "job_from": lambda **said: said,
+                              "add_job": Counted(), "remove_job": Counted()}
+                           | {k: v for k, v in changes.items() if k in SCHEDULED})
+    more = {k: v for k, v in changes.items() if k not in (*MANAGED, *SCHEDULED)}
+    return backup.BackupApp(preparation(), documents(**more), media, jobs, look, tmp_path / "config/asr.toml",
+                            tick=0.001)
+
+
+MANAGED, SCHEDULED = ("known", "forget", "verify", "delete"), ("described", "job_from", "add_job", "remove_job")
 
 
 async def test_all_information_on_this_computer_is_an_asr_set(tmp_path):
@@ -1449,6 +1476,127 @@ async def test_files_are_restored_from_the_wizard_too(single_files, tmp_path):
         await pilot.press("escape")
         await until(pilot, "Welcome to the Backup or Restore Wizard")
     assert single_files == ["forgot"]
+
+
+async def to_advanced_mode(pilot, tab):
+    await until(pilot, "A=Advanced Mode")
+    await pilot.press("a")
+    await until(pilot, "[Welcome]")
+    for name in ("[Backup]", "[Restore and Manage Media]", "[Schedule Jobs]"):
+        if tab not in screen_text(pilot.app):
+            await pilot.press("tab")
+            await until(pilot, name)
+
+
+async def test_tab_goes_round_the_tabs(tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await pilot.press("tab")
+        await until(pilot, "[Welcome]")
+        await pilot.press("w")
+        await until(pilot, "Always start in wizard mode")
+
+
+async def test_files_marked_on_the_backup_tab_are_backed_up(tmp_path):
+    asked = []
+    app = backup_app(tmp_path, back_up=lambda paths, path, _: asked.append(list(paths)) or working(outcome=()))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Backup]")
+        await until(pilot, "vmlinuz")
+        await pilot.press("space")
+        await until(pilot, "1 marked")
+        await pilot.press("n")
+        await until(pilot, "Where should")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "F=Finish")
+        await pilot.press("f")
+        await until(pilot, "The backup is complete.")
+        await pilot.press("enter")
+    assert asked == [["/etc"]]
+
+
+async def test_a_backup_is_verified_and_what_is_damaged_is_named(tmp_path):
+    verified = []
+
+    def verify(medium):
+        verified.append(medium)
+        return working(BACKING_UP, outcome=DIFFERENCES[:1])
+
+    async with backup_app(tmp_path, verify=verify).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("down")
+        await until(pilot, "on DATA (/dev/vdc)")
+        await pilot.press("v")
+        await until(pilot, "1 of its files are DAMAGED.")
+        await pilot.press("enter")
+        await until(pilot, "3 damaged")
+    assert verified == [MEDIA[1]]
+
+
+async def test_a_backup_is_removed_only_after_f8(tmp_path):
+    deleted = []
+    async with backup_app(tmp_path, delete=deleted.append).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("x")
+        await until(pilot, "Remove the backup of sample")
+        await pilot.press("enter", "y", "escape")
+        await until(pilot, "3 damaged")
+        assert deleted == []
+        await pilot.press("x")
+        await until(pilot, "Remove the backup of sample")
+        await pilot.press("f8")
+        await until(pilot, "3 damaged")
+    assert deleted == [MEDIA[0]]
+
+
+async def test_files_are_restored_from_a_backup_on_the_media_tab(single_files, tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("enter")
+        await until(pilot, "vmlinuz")
+        await pilot.press("space", "r")
+        await until(pilot, "Where to?")
+        await pilot.press(*"vda2", "enter")
+        await until(pilot, "1 differences")
+    assert single_files == [(FOUND.path, (b"etc",), "/run/asr/volumes/vda2")]
+
+
+async def test_jobs_are_added_and_removed(tmp_path):
+    jobs = []
+    app = backup_app(tmp_path, described=lambda: [(JOB, "every Sunday at 03:00", "soon") for _ in jobs],
+                     add_job=jobs.append, remove_job=lambda name: jobs.clear())
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "No job is scheduled.")
+        assert "X=Remove" not in screen_text(app)
+        await pilot.press("n")
+        for heading, typed in (("its name", ""), ("when?", ""), ("where is the backup", "/mnt"),
+                               ("where is the ASR disk", "/disk"), ("how many", "")):
+            await until(pilot, f"New job: {heading}")
+            await pilot.press(*typed, "enter")
+        await until(pilot, "every Sunday at 03:00")
+        assert jobs == [{"name": "nightly", "when": "Sun 03:00", "to": "/mnt", "disk": "/disk", "keep": "4"}]
+        await pilot.press("x")
+        await until(pilot, "Remove the job nightly?")
+        await pilot.press("f8")
+        await until(pilot, "No job is scheduled.")
+
+
+async def test_what_systemd_does_not_take_is_said(tmp_path):
+    app = backup_app(tmp_path, job_from=raises(errors.Unsupported("'x' is no time that systemd knows.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "No job")
+        await pilot.press("n")
+        for heading in ("its name", "when?", "where is the backup", "where is the ASR disk", "how many"):
+            await until(pilot, f"New job: {heading}")
+            await pilot.press("1", "enter")
+        await until(pilot, "is no time that systemd knows.")
+        await pilot.press("escape")
+        await until(pilot, "[Schedule Jobs]")
 
 
 def test_asr_alone_without_a_terminal_prints_its_commands(capsys):

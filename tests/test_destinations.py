@@ -192,3 +192,13 @@ class TestRealVolumes:
 
     def test_a_killed_program_leaves_nothing_mounted(self, outcome):
         assert outcome["killed"] == [["/run/system", "/run/asr/destination"], ["/run/system"]]
+
+    def test_backups_are_found_compared_and_removed_also_where_their_volume_is_mounted(self, outcome):
+        said = outcome["media"]
+        assert said["places"] == ["/sample-20260314-1509.tar.zst on BACKUP (/dev/ubdc)"] * 2
+        assert said["size"] > 1000
+        assert said["damaged"] == []
+        assert said["verified"] == [False, True]
+        assert said["left"] == []
+        assert said["again"] == 0
+        assert said["mounts"] == ["/run/system"]

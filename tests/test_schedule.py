@@ -30,7 +30,7 @@ def systemd(monkeypatch, tmp_path):
 
     def run(argv, **_):
         asked.append(argv)
-        if argv[0] == "systemd-analyze" and argv[2] == "nonsense":
+        if (argv[:2] == ("systemctl", "enable") and "asr-job-broken.timer" in argv) or argv[-1] == "nonsense":
             raise schedule.CommandFailed("Failed to parse")
         return ("Normalized form: Sun *-*-* 03:00:00\n    Next elapse: Sun 2026-03-15 03:00:00 UTC\n"
                 if argv[0] == "systemd-analyze" else "")
@@ -66,6 +66,12 @@ def test_systemd_takes_the_units(systemd, tmp_path, monkeypatch):
     done = subprocess.run(("systemd-analyze", "verify", "--man=no", *paths), capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if "asr-" in line]
     assert ours == []
+
+
+def test_a_job_that_systemd_does_not_take_is_not_listed(systemd, tmp_path):
+    with pytest.raises(schedule.CommandFailed):
+        add_job(replace(JOB, name="broken"))
+    assert jobs() == []
 
 
 def test_another_package_brings_the_drift_timer(systemd, tmp_path):
