@@ -184,7 +184,7 @@ def put(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) 
     folder = check_disk(set, place, agreed=agreed, format=format)
     device = filesystem_of(place)
     if not os.path.exists(device):
-        run(("mkfs.fat", "-C", "-F", "12", "-n", "ASR", device, str(_FLOPPY_SECTORS)))
+        make_image(device)
     elif format:
         format_disk(device)
     yield Progress(f"Writing {place}", 1, 3, SIF)
@@ -291,6 +291,11 @@ def _why_unreadable(place: str, device: str, error: CommandFailed) -> AsrError:
     return AsrDiskUnformatted(f"The disk in {place} is not formatted, or not for any known system.",
                               hint="Insert another disk, or have this one formatted: what is on it, if anything, is "
                                    "lost then.")
+
+
+def make_image(path: str) -> None:
+    """The image of an empty, formatted 1.44 MB disk."""
+    run(("mkfs.fat", "-C", "-F", "12", "-n", "ASR", path, str(_FLOPPY_SECTORS)))
 
 
 def format_disk(device: str) -> None:

@@ -107,8 +107,10 @@ def recoverable_part(layout: Layout) -> Layout:
     # vgcfgrestore gives no group with thin pools its UUIDs back.
     thin = {v.group for v in layout.logical_volumes if v.type == "thin-pool"}
     used = {(m.filesystem, m.subvolume) for m in layout.mounts}
+    makeable = tuple(f for f in layout.filesystems if _makeable(f))
     return replace(
         layout,
+        mounts=tuple(m for m in layout.mounts if m.filesystem in {f.id for f in makeable}),
         groups=tuple(replace(g, uuid="") if g.id in thin else g for g in layout.groups),
         logical_volumes=tuple(
             replace(v, cached=False, active=True, read_only=False, uuid="" if v.group in thin else v.uuid)
@@ -116,7 +118,7 @@ def recoverable_part(layout: Layout) -> Layout:
         subvolumes=tuple(replace(s, snapshot=False) for s in layout.subvolumes
                          if not s.snapshot or s.default or (s.filesystem, s.path) in used),
         filesystems=tuple(replace(f, settings={k: v for k, v in f.settings.items() if k != "quota"})
-                          for f in layout.filesystems if _makeable(f)),
+                          for f in makeable),
     )
 
 

@@ -15,7 +15,9 @@ from .run import ROOT, has_tool, run
 from .sif import AsrSet, now, read_sif
 
 REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
-PACKAGES = "var/lib/asr/repair/packages.txt"   # that were installed then: a name and a version on each line
+# That were installed then: a name and a version on each line. With the set's id, so that it is in the set's backup, and
+# no attempt that failed takes the place of the last that didn't.
+PACKAGES = "var/lib/asr/repair/packages-{id}.txt"
 NOTICES = "var/lib/asr/notices"        # each a sentence for whoever logs in next
 # pam_motd(8) shows it at every login, on the console and over ssh; it is gone with the next start, and made again then.
 MOTD = "run/motd.d/50-asr"
@@ -51,14 +53,13 @@ def find_drift(max_age: timedelta) -> tuple[Difference, ...]:
     everything = probe()
     return (*layout_drift(set.layout, current_part(everything, set.layout)),
             *kernel_drift(set, running_kernel()),
-            *package_drift(recorded_packages(), installed_packages()),
+            *package_drift(recorded_packages(set), installed_packages()),
             *age_drift(set.created, now(), max_age))
 
 
 def package_only_drift() -> tuple[Difference, ...]:
     """The part that package managers ask for after each of their runs: it looks at no disk. Raises as newest_set()."""
-    newest_set()
-    return tuple(package_drift(recorded_packages(), installed_packages()))
+    return tuple(package_drift(recorded_packages(newest_set()), installed_packages()))
 
 
 def current_part(everything: Layout, recorded: Layout) -> Layout:
@@ -184,9 +185,9 @@ def parse_packages(lines: Iterable[str]) -> dict[str, str]:
     return {name: " ".join(sorted(versions.split())) for name, versions in found.items()}
 
 
-def recorded_packages() -> dict[str, str]:
+def recorded_packages(set: AsrSet) -> dict[str, str]:
     try:
-        return parse_packages((ROOT / PACKAGES).read_text(errors="replace").splitlines())
+        return parse_packages((ROOT / PACKAGES.format(id=set.id)).read_text(errors="replace").splitlines())
     except FileNotFoundError:
         return {}
 

@@ -202,9 +202,8 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     repair = ROOT / REPAIR
     # Before the files are read: the backup has the folder as it will be.
     repair.parent.mkdir(parents=True, exist_ok=True)
-    packages = installed_packages()    # as they are now: what changes meanwhile is a change since
     unlike: list[Difference] = []
-    with alone(), at(destination):
+    with alone(), at(destination), _recorded_packages(set):
         for event in _written(survey, set, destination.path, selection, sif):
             if isinstance(event, Difference):
                 log(f"DIFFERENCE {event.what}: {event.why}")
@@ -212,7 +211,6 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
             yield event
         yield from _read_back(destination.path, sif)
     _keep(repair, sif)
-    _keep(ROOT / PACKAGES, package_lines(packages).encode())
     record_verified(set.id, 0)
     notice("drift", "")
     _keep(ROOT / report_of(set), _report(set, survey, unlike).encode(errors="surrogateescape"))
@@ -230,6 +228,21 @@ def alone() -> Iterator[None]:
             raise Busy("Another ASR set of this computer is being prepared right now.",
                        hint="Wait until that has ended, then try again.", untouched="That one goes on.") from None
         yield
+
+
+@contextmanager
+def _recorded_packages(set: AsrSet) -> Iterator[None]:
+    """What is installed now, on the machine and so in its backup; gone again if the set isn't made."""
+    path = ROOT / PACKAGES.format(id=set.id)
+    _keep(path, package_lines(installed_packages()).encode())
+    try:
+        yield
+    except BaseException:                  # GeneratorExit, too
+        path.unlink()
+        raise
+    for other in path.parent.glob(Path(PACKAGES.format(id="*")).name):
+        if other != path:
+            other.unlink()
 
 
 def _written(survey: Survey, set: AsrSet, path: Path, selection: Selection, sif: bytes) -> Iterator[Event]:

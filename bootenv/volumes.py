@@ -87,7 +87,8 @@ def find_backup(set: AsrSet) -> FoundBackup:
         found = next((p for p in chain((recorded,), _backups_below(volume.point)) if _set_id(p) == set.id), None)
         volume.unmount()
         if found:
-            volume.mount("ro")         # with its journal: what was written last is there
+            # With its journal, so that what was written last is there; as before if it is mounted elsewhere, too.
+            _ = volume.mount("ro") or volume.look()
             return FoundBackup(str(found), f"/{found.relative_to(volume.point)} on {volume.name}", set, volume.device)
     searched = [volume.name for volume in volumes if volume.look()]
     raise BackupNotFound(

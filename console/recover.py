@@ -94,7 +94,7 @@ class RecoverApp(SetupApp):
                 found = await self.ask(InsertDisk())
                 if len(found) < 2:
                     return found[0] if found else None
-                disk = await self.ask(Sets("Which computer?", found))
+                return await self.ask(Sets("Which computer?", found))
             except Exception as error:
                 wish = await self.ask(self.page_for(error, "copy", "cancel"))
                 if wish == "cancel":

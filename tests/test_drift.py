@@ -120,8 +120,9 @@ def machine(monkeypatch, tmp_path):
     repair = tmp_path / drift.REPAIR
     repair.parent.mkdir(parents=True)
     recorded = read_sif((LVM / "asr.sif").read_bytes())
-    repair.write_bytes(write_sif(replace(recorded, id=new_id(), kernel="6.1", created=drift.now())))
-    (tmp_path / drift.PACKAGES).write_text(package_lines(THEN))
+    id = new_id()
+    repair.write_bytes(write_sif(replace(recorded, id=id, kernel="6.1", created=drift.now())))
+    (tmp_path / drift.PACKAGES.format(id=id)).write_text(package_lines(THEN))
     with replayed(LVM):
         yield tmp_path
 
@@ -135,6 +136,13 @@ def test_the_exit_status_says_whether_a_new_set_is_due(machine, monkeypatch, cap
                                        "A new ASR set is due: asr prepare\n")
     assert main(["check", "--drift", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["what"] == "kernel"
+
+
+def test_packages_are_those_of_the_newest_set_and_of_no_attempt_that_failed(machine, monkeypatch, capsys):
+    monkeypatch.setattr(drift, "installed_packages", lambda: THEN | {"grub-pc:amd64": "2.12"})
+    (machine / drift.PACKAGES.format(id=new_id())).write_text(package_lines(THEN | {"grub-pc:amd64": "2.12"}))
+    assert main(["check", "--drift", "--packages"]) == 1
+    assert capsys.readouterr().out == "grub-pc:amd64: 2.06 -> 2.12\nA new ASR set is due: asr prepare\n"
 
 
 def test_without_a_set_or_with_a_damaged_one_a_new_one_is_due(machine, capsys):
