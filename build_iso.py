@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ class Build:
 def main() -> int:
     options = arguments()
     try:
+        if options.packages:
+            enter_environment(options.cache)
+            for package in (wheel(options.output.parent), deb(options.output.parent, options.cache)):
+                print(f"{package}: {package.stat().st_size / 1e6:.1f} MB")
+            return 0
         if os.geteuid():
             raise BuildFailed(f"A file system is built as root: run  sudo {sys.argv[0]}{missing_sentence()}")
         install_tools()
@@ -163,6 +169,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--netboot", type=Path, metavar="DIR",
                         help="write there what a computer boots from over the network")
     parser.add_argument("--demo", action="store_true", help="then recover a sample machine with it, on this terminal")
+    parser.add_argument("--packages", action="store_true",
+                        help="make the wheel and the .deb, in the output's directory, and no ISO; this needs no root")
     options = parser.parse_args()
     options.output, options.cache = options.output.absolute(), options.cache.absolute()
     if options.netboot:
@@ -470,6 +478,124 @@ PROGRAM: tuple[tuple[str, Verb], ...] = (
     ("Boot loaders", boot_files),
     ("ISO", iso),
 )
+
+
+# What is installed on healthy machines
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")     # that the .deb may meet; zstandard has a part for each
+# What the program runs on any machine; what a machine's storage needs beside them, it has.
+DEPENDS = "python3 (>= 3.11), util-linux, fdisk, mtools, dosfstools, e2fsprogs"
+CONTROL = """\
+Package: asr-recovery
+Version: {version}
+Architecture: amd64
+Maintainer: Automated System Recovery <asr@localhost>
+Section: admin
+Priority: optional
+Depends: {depends}
+Suggests: sudo, lvm2, mdadm, cryptsetup-bin, xfsprogs, btrfs-progs, qemu-system-x86
+Description: Automated System Recovery
+ Prepares this computer for its recovery: a backup, and an ASR disk that belongs to it. After a disaster, the
+ recovery medium makes the disks as they were and restores the files.
+"""
+COMMAND = """\
+#!/usr/bin/python3 -I
+import sys
+
+sys.path.insert(0, "/usr/lib/asr")
+from console.__main__ import main
+
+sys.exit(main())
+"""
+# apt calls it after each of its runs; it says something if a kernel, a boot loader or storage tools have changed.
+APT_HOOK = """\
+DPkg::Post-Invoke { "test ! -x /usr/bin/asr || /usr/bin/asr check --drift --packages --remind || true"; };
+"""
+MAINTAINER = {
+    "postinst": """\
+#!/bin/sh
+set -e
+if [ "$1" = configure ] && command -v systemctl >/dev/null; then
+    systemctl enable --quiet asr-drift.timer || true
+    if [ -d /run/systemd/system ]; then systemctl daemon-reload; systemctl start asr-drift.timer; fi
+fi
+""",
+    "prerm": """\
+#!/bin/sh
+set -e
+if [ "$1" = remove ] && command -v systemctl >/dev/null; then
+    /usr/bin/asr schedule remove --all || true
+    if [ -d /run/systemd/system ]; then systemctl stop asr-drift.timer || true; fi
+    systemctl disable --quiet asr-drift.timer || true
+    rm -f /run/motd.d/50-asr
+fi
+find /usr/lib/asr -name __pycache__ -prune -exec rm -rf {} +
+""",
+    "postrm": """\
+#!/bin/sh
+set -e
+if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+if [ "$1" = purge ]; then rm -rf /var/lib/asr; fi
+""",
+}
+
+
+def version() -> str:
+    return tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["version"]
+
+
+def wheel(dist: Path) -> Path:
+    """The Python package, for any distribution."""
+    run_or_fail(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", dist, HERE)
+    return dist / f"asr_recovery-{version()}-py3-none-any.whl"
+
+
+def deb(dist: Path, cache: Path) -> Path:
+    """A package for Debian and Ubuntu, with the pinned Python packages in it: theirs are too old."""
+    from bootenv.schedule import drift_units
+    from console.reference import write
+
+    tree = cache / "deb"
+    shutil.rmtree(tree, ignore_errors=True)
+    library = tree / "usr/lib/asr"
+    library.mkdir(parents=True)
+    for python in PYTHONS:
+        other = cache / f"deb-python-{python}"
+        shutil.rmtree(other, ignore_errors=True)
+        pip_install(python, library if python == PYTHONS[0] else other)
+        for part in other.glob("zstandard/*.so"):
+            shutil.copy(part, library / "zstandard")
+        shutil.rmtree(other, ignore_errors=True)
+    for ours in ("bootenv", "console"):
+        shutil.copytree(HERE / ours, library / ours, ignore=shutil.ignore_patterns("__pycache__"))
+    write(tree / "usr")
+    files = {
+        "usr/bin/asr": COMMAND, "etc/apt/apt.conf.d/90asr": APT_HOOK, "DEBIAN/conffiles": "/etc/apt/apt.conf.d/90asr\n",
+        "DEBIAN/control": CONTROL.format(version=version(), depends=DEPENDS),
+        **{f"usr/lib/systemd/system/{name}": text for name, text in drift_units("/usr/bin/asr").items()},
+        **{f"DEBIAN/{name}": text for name, text in MAINTAINER.items()},
+    }
+    for name, text in files.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    # Whatever the umask here is.
+    for path in (tree, *tree.rglob("*")):
+        runs = path.is_dir() or path == tree / "usr/bin/asr" or path.name in MAINTAINER
+        path.chmod(0o755 if runs or os.access(path, os.X_OK) else 0o644)
+    package = dist / f"asr-recovery_{version()}_amd64.deb"
+    dist.mkdir(parents=True, exist_ok=True)
+    run_or_fail("dpkg-deb", "--build", "--root-owner-group", "-Zxz", tree, package)
+    shutil.rmtree(tree)
+    return package
+
+
+def pip_install(python: str, target: Path) -> None:
+    """The pinned packages, as they are for a version of Python on amd64."""
+    run_or_fail(
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--require-hashes",
+        "--only-binary", ":all:", "--python-version", python, "--implementation", "cp",
+        "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",
+        "--target", target, "--requirement", IMAGE / "requirements.txt")
 
 
 # What the steps are made of

@@ -1,12 +1,16 @@
 """Write, find and read the ASR disk: a floppy, a floppy image, a USB stick or a folder with asr.sif in its root.
 
-FAT is mtools' business (https://www.gnu.org/software/mtools/manual/mtools.html): it reads and writes a device or
-an image without mounting it.
+A disk may carry the sets of several machines: the first one's asr.sif is in the root, each further one's in a folder
+of its own. FAT is mtools' business (https://www.gnu.org/software/mtools/manual/mtools.html): it reads and writes a
+device or an image without mounting it.
 """
 
+import errno
+import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from .backup import read_first
 from .errors import (
     AsrDiskFull,
     AsrDiskNotBlank,
+    AsrDiskUnformatted,
     AsrDiskUnwritable,
     AsrError,
     CommandFailed,
@@ -22,44 +27,70 @@ from .errors import (
     NoAsrDisk,
     OtherSet,
 )
-from .run import ROOT, log, run
-from .sif import AsrSet, read_sif
+from .events import Event, Progress
+from .run import LOG, ROOT, log, run
+from .sif import AsrSet, read_sif, write_sif
 
 SIF = "asr.sif"
+_NEW = "asr.new"                       # asr.sif until it is whole
 _FLOPPY_SECTORS = 1440                 # of 1 KiB, as mkfs.fat counts
+_LOG_BYTES = 200_000
+_NAMED = 4                             # of the files on a disk, so many are shown
 
 
 @dataclass(frozen=True)
 class AsrDisk:
     """A disk with a whole asr.sif, in a drive of this computer."""
 
-    device: str
+    device: str                        # "" for a copy of asr.sif in a backup
     description: str                   # for people
     set: AsrSet
+    folder: str = ""                   # that asr.sif is in; "" for the root
 
 
-def find_asr_disk() -> AsrDisk:
-    """The ASR disk in any drive, looked for once.
+@dataclass(frozen=True)
+class Content:
+    """What is on a disk that a set may be written to."""
 
-    Raises NoAsrDisk; DamagedSif or NewerSchema when the only asr.sif found can't be used; OtherSet when the disks of
-    two sets are inserted.
+    sifs: Mapping[str, bytes]          # asr.sif by its folder, "" for the root
+    files: tuple[str, ...] = ()        # what else is in the root
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A drive that an ASR disk may be written in."""
+
+    device: str
+    description: str                   # for people
+
+
+# Finding
+
+def find_asr_disks() -> tuple[AsrDisk, ...]:
+    """The sets on the ASR disks in all drives, looked for once, the newest first; each set once.
+
+    Raises NoAsrDisk; DamagedSif or NewerSchema when the only asr.sif found can't be used.
     """
-    found, error = [], None
+    found: dict[str, AsrDisk] = {}
+    error: AsrError | None = None
     for device in _drives():
         try:
-            data = read_asr_disk(device).get(SIF)
-            if data is not None:
-                found.append(AsrDisk(device, describe(device), read_sif(data)))
-        except (DamagedSif, NewerSchema) as this:
-            error = this
+            sifs = read_asr_disk(device)
         except AsrError as this:
             log(f"{device}: {this}")
-    if len({disk.set.id for disk in found}) > 1:
-        names = " and ".join(f"{d.set.host} of {d.set.created:%Y-%m-%d %H:%M}" for d in found)
-        raise OtherSet(f"ASR disks of different sets are inserted: {names}.",
-                       hint="Leave only the disk of this computer inserted and press ENTER.")
+            if "Input/output error" in str(this):
+                error = NoAsrDisk(f"The disk in {describe(device)} cannot be read: it is worn out.",
+                                  hint="Clean the drive, or use another copy of the ASR disk.")
+            continue
+        for folder, data in sifs.items():
+            try:
+                set = read_sif(data)
+                found.setdefault(set.id, AsrDisk(device, describe(device), set, folder))
+            except (DamagedSif, NewerSchema) as this:
+                log(f"{device} {folder}: {this}")
+                error = this
     if found:
-        return found[0]
+        return tuple(sorted(found.values(), key=lambda disk: disk.set.created, reverse=True))
     raise error or NoAsrDisk(
         "Setup could not find an ASR disk in any drive.",
         hint="Insert the disk labeled Automated System Recovery Disk and press ENTER.",
@@ -67,17 +98,32 @@ def find_asr_disk() -> AsrDisk:
 
 
 def read_asr_disk(place: str) -> dict[str, bytes]:
-    """The files in the root of an ASR disk that are ASR's; empty for a disk with none.
-
-    Raises AsrDiskUnwritable never, CommandFailed for a disk that can't be read.
+    """Each asr.sif on an ASR disk, by its folder, "" for the root. Raises CommandFailed for a disk that can't be read.
     """
+    return dict(_content(place).sifs)
+
+
+def _content(place: str) -> Content:
+    """Raises CommandFailed for a disk that can't be read."""
     if os.path.isdir(place):
-        return {name: (Path(place) / name).read_bytes() for name in (SIF,) if (Path(place) / name).exists()}
+        paths = [path for pattern in (SIF, f"*/{SIF}") for path in sorted(Path(place).glob(pattern))]
+        return Content({str(path.parent.relative_to(place)).removeprefix("."): path.read_bytes() for path in paths})
+    names = _names(run(("mdir", "-b", "-i", place, "::/")))
+    # Exit status 1: none found.
+    below = _names(run(("mdir", "-b", "-i", place, f"::/*/{SIF}"), check=False))
+    paths_on_disk = [name for name in names if name.lower() == SIF] + below
+    sifs = {}
     with tempfile.TemporaryDirectory(prefix="asr-") as folder:
-        if SIF not in _names(place):
-            return {}
-        run(("mcopy", "-n", "-i", place, f"::/{SIF}", folder))
-        return {SIF: (Path(folder) / SIF).read_bytes()}
+        for path in paths_on_disk:
+            run(("mcopy", "-n", "-i", place, f"::/{path}", f"{folder}/{SIF}"))
+            sifs[path.rpartition("/")[0]] = (Path(folder) / SIF).read_bytes()
+            (Path(folder) / SIF).unlink()
+    own = {SIF, _NEW, LOG.name}
+    return Content(sifs, tuple(name for name in names if name.lower() not in own and name.rstrip("/") not in sifs))
+
+
+def _names(listing: str) -> list[str]:
+    return [line.strip().removeprefix("::/") for line in listing.splitlines()]
 
 
 def check_belongs(place: str, backup: Path) -> AsrSet:
@@ -85,10 +131,12 @@ def check_belongs(place: str, backup: Path) -> AsrSet:
 
     Raises NoAsrDisk, OtherSet, DamagedSif and NewerSchema (of either), BackupNotFound, DamagedBackup, CommandFailed.
     """
-    data = read_asr_disk(place if os.path.isdir(place) else _filesystem_of(place)).get(SIF)
-    if data is None:
+    sifs = read_asr_disk(filesystem_of(place))
+    if not sifs:
         raise NoAsrDisk(f"{place} has no asr.sif.", hint="Insert the ASR disk that was made with this backup.")
-    ours, other = read_sif(data), read_sif(read_first(backup))
+    other = read_sif(read_first(backup))
+    sets = [read_sif(data) for data in sifs.values()]
+    ours = next((set for set in sets if set.id == other.id), sets[0])
     if ours.id != other.id:
         raise OtherSet(
             f"The disk is of {ours.host}, {ours.created:%Y-%m-%d %H:%M}; the backup is of {other.host}, "
@@ -96,53 +144,201 @@ def check_belongs(place: str, backup: Path) -> AsrSet:
     return ours
 
 
-def check_writable(place: str, host: str) -> None:
-    """Raises AsrDiskNotBlank when the disk holds another computer's set, AsrDiskUnwritable when it can't be used."""
-    try:
-        data = read_asr_disk(_filesystem_of(place)).get(SIF) if os.path.exists(place) else None
-    except CommandFailed as error:
-        raise AsrDiskUnwritable(
-            f"{place} is not a readable FAT disk ({error}).",
-            hint=f"Insert a formatted disk. To format this one: mkfs.fat -F 12 -n ASR {place}",
-        ) from None
-    if data is None:
-        return
-    try:
-        other = read_sif(data)
-    except (DamagedSif, NewerSchema):
-        raise AsrDiskNotBlank(f"{place} holds an asr.sif that this version can't read.",
-                              hint="Insert another disk, or delete that file.") from None
-    if other.host != host:
-        raise AsrDiskNotBlank(f"{place} is the ASR disk of {other.host}, created {other.created:%Y-%m-%d}.",
-                              hint="Insert another disk, or delete its asr.sif.")
+# Writing
 
+def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> str:
+    """Before anything is written: can the set be put there? Returns the folder that its asr.sif goes into.
 
-def write_asr_disk(place: str, files: Mapping[str, bytes]) -> None:
-    """Writes files into the root of a device, an image file (made if it isn't there) or a folder, and syncs.
-
-    Raises AsrDiskFull and AsrDiskUnwritable; other files on the disk stay.
+    agreed: a person knows what is on the disk, all of which stays but an older set of this computer. format: a disk
+    without a file system will be given one. Raises AsrDiskUnwritable, AsrDiskUnformatted, AsrDiskNotBlank.
     """
-    if os.path.isdir(place):
-        for name, data in files.items():
-            _write_file(Path(place) / name, data)
-        return
-    if not os.path.exists(place):
+    device = filesystem_of(place)
+    if not os.path.exists(device):
         if place.startswith("/dev/"):          # a file of that name would lie in memory
             raise AsrDiskUnwritable(f"There is no device {place}.", hint="Connect the drive, or name another place.")
-        run(("mkfs.fat", "-C", "-F", "12", "-n", "ASR", place, str(_FLOPPY_SECTORS)))
-    device = _filesystem_of(place)
-    with tempfile.TemporaryDirectory(prefix="asr-") as folder:
+        if not Path(device).parent.is_dir():
+            raise AsrDiskUnwritable(f"There is no folder {Path(place).parent}.", hint="Name a folder that is there.")
+        return ""
+    _check_drive(place, device)
+    try:
+        content = _content(device)
+    except CommandFailed as error:
+        unreadable = _why_unreadable(place, device, error)
+        if isinstance(unreadable, AsrDiskUnformatted) and format:
+            return ""
+        raise unreadable from None
+    found = " ".join(_said(content, set))
+    if found and not agreed:
+        raise AsrDiskNotBlank(f"{place} is not blank. {found}",
+                              hint="Insert another disk, or use this one all the same.")
+    return folder_for(content.sifs, set)
+
+
+def put(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> Iterator[Event]:
+    """Writes a set's ASR disk and compares what it then holds; agreed, format: see check_disk().
+
+    The older asr.sif goes when the new one is whole on the disk. Raises the AsrDisk… errors.
+    """
+    yield Progress(f"Looking at {place}", 0, 3, SIF)
+    sif = write_sif(set)
+    folder = check_disk(set, place, agreed=agreed, format=format)
+    device = filesystem_of(place)
+    if not os.path.exists(device):
+        make_image(device)
+    elif format:
+        format_disk(device)
+    yield Progress(f"Writing {place}", 1, 3, SIF)
+    write_asr_disk(device, {SIF: sif}, folder)
+    write_log(device, folder)
+    yield Progress(f"Reading {place}", 2, 3, SIF)
+    try:
+        same = read_asr_disk(device).get(folder) == sif
+    except CommandFailed:
+        same = False
+    if not same:
+        raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
+                                hint="The disk is worn out: insert another one.",
+                                untouched="The backup is not affected; no ASR disk was made.")
+    yield Progress(f"{place} matches", 3, 3)
+
+
+def write_log(device: str, folder: str = "") -> None:
+    """The end of the log, beside asr.sif. It says nothing if there is no room or the disk is gone: the log has it."""
+    try:
+        write_asr_disk(device, {LOG.name: LOG.read_bytes()[-_LOG_BYTES:]}, folder)
+    except (AsrError, OSError) as error:
+        log(f"{LOG.name} was not written to {device}: {error}")
+
+
+def folder_for(sifs: Mapping[str, bytes], set: AsrSet) -> str:
+    """Where a set goes among those that are there: in the place of this machine's older one, else in one of its own.
+    """
+    for folder, data in sifs.items():
+        other = _readable(data)
+        if other and _same_machine(other, set):
+            return folder
+    if not sifs:
+        return ""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", set.host).strip(".")[:40] or "machine"
+    taken = {folder.lower() for folder in sifs}
+    return next(n for n in (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
+                if n.lower() not in taken)
+
+
+def _said(content: Content, set: AsrSet) -> Iterator[str]:
+    """What a person should know of a disk before a set is written to it."""
+    for folder, data in content.sifs.items():
+        where = f" (in the folder {folder})" if folder else ""
+        other = _readable(data)
+        if other is None:
+            yield f"It holds an asr.sif{where} that this version can't read; it stays."
+        elif _same_machine(other, set):
+            yield f"It holds an older set of {other.host}{where}, of {other.created:%Y-%m-%d %H:%M}, which is replaced."
+        else:
+            yield f"It is an ASR disk of {other.host}{where}, of {other.created:%Y-%m-%d %H:%M}; that set stays."
+    if content.files:
+        more = f" and {len(content.files) - _NAMED} more" if len(content.files) > _NAMED else ""
+        yield f"It holds {', '.join(content.files[:_NAMED])}{more}; they stay."
+
+
+def _readable(data: bytes) -> AsrSet | None:
+    try:
+        return read_sif(data)
+    except (DamagedSif, NewerSchema):
+        return None
+
+
+def _same_machine(one: AsrSet, other: AsrSet) -> bool:
+    """Two machines may have the same name; a disk of one is no disk of the other."""
+    return one.host == other.host and bool({d.id for d in one.layout.disks} & {d.id for d in other.layout.disks})
+
+
+def _check_drive(place: str, device: str) -> None:
+    """Raises AsrDiskUnwritable for a drive without a disk, and for a disk that is write-protected."""
+    if os.path.isdir(device):
+        if not os.access(device, os.W_OK):
+            raise AsrDiskUnwritable(f"{place} is not writable.", hint="Name another folder.")
+        return
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise AsrDiskUnwritable(f"The disk in {place} is write-protected.",
+                                    hint="Take it out, close its write-protect tab, and insert it again; or insert "
+                                         "another one.") from None
+        if error.errno in (errno.ENXIO, errno.ENOMEDIUM):
+            raise AsrDiskUnwritable(f"There is no disk in {place}.", hint="Insert a disk.") from None
+        raise AsrDiskUnwritable(f"The disk in {place} cannot be read: {error.strerror}.",
+                                hint="It is worn out: insert another one.") from None
+
+
+def _why_unreadable(place: str, device: str, error: CommandFailed) -> AsrError:
+    """A disk that mtools can't read: not formatted, formatted for something else, or worn out."""
+    try:
+        with open(device, "rb") as file:
+            file.read(18 * 512)                # a floppy's first track: all that matters lies there
+    except OSError as reason:
+        return AsrDiskUnwritable(f"The disk in {place} cannot be read: {reason.strerror}.",
+                                 hint="It is worn out: insert another one.")
+    known = run(("blkid", "--probe", "--output", "export", device), check=False)
+    found = dict(line.split("=", 1) for line in known.splitlines() if "=" in line)
+    if kind := found.get("TYPE") or found.get("PTTYPE"):
+        label = f" labeled {found['LABEL']}" if found.get("LABEL") else ""
+        if kind == "vfat":
+            return AsrDiskUnwritable(f"The disk in {place} is damaged: {error}", hint="Insert another one.")
+        return AsrDiskUnwritable(f"{place} holds a file system [{kind}]{label}, not FAT. It is left alone.",
+                               hint="Insert another disk. Only a blank one is formatted here.")
+    return AsrDiskUnformatted(f"The disk in {place} is not formatted, or not for any known system.",
+                              hint="Insert another disk, or have this one formatted: what is on it, if anything, is "
+                                   "lost then.")
+
+
+def make_image(path: str) -> None:
+    """The image of an empty, formatted 1.44 MB disk."""
+    run(("mkfs.fat", "-C", "-F", "12", "-n", "ASR", path, str(_FLOPPY_SECTORS)))
+
+
+def format_disk(device: str) -> None:
+    """An empty FAT on a disk that has no file system. Raises AsrDiskUnwritable."""
+    size = os.path.getsize(device) if os.path.isfile(device) else int(
+        run(("blockdev", "--getsize64", device)))
+    width = ("-F", "12") if size <= 4 * 2**20 else ()
+    try:
+        run(("mkfs.fat", *width,
+             "-I",                             # the whole of a stick, without a partition table
+             "-n", "ASR", device))
+    except CommandFailed as error:
+        raise AsrDiskUnwritable(f"{device} could not be formatted: {error}",
+                                hint="The disk is worn out or write-protected: insert another one.") from None
+
+
+def write_asr_disk(device: str, files: Mapping[str, bytes], folder: str = "") -> None:
+    """Writes files into a folder of a FAT disk, an image or a directory, and syncs; what else is there stays.
+
+    An older file of a name goes when the new one is whole. Raises AsrDiskFull and AsrDiskUnwritable.
+    """
+    if os.path.isdir(device):
         for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
+            _write_file(Path(device) / folder / name, data)
+        return
+    inside_disk = f"::/{folder}/" if folder else "::/"
+    with tempfile.TemporaryDirectory(prefix="asr-") as temporary:
+        if folder:
+            run(("mmd", "-D", "s", "-i", device, f"::/{folder}"), check=False)     # s: skip it if it is there
+        for name, data in files.items():
+            (Path(temporary) / name).write_bytes(data)
             try:
-                run(("mcopy", "-o", "-i", device, str(Path(folder) / name), f"::/{name}"))
+                run(("mcopy", "-o", "-i", device, str(Path(temporary) / name), f"{inside_disk}{_NEW}"))
+                run(("mdel", "-i", device, f"{inside_disk}{name}"), check=False)
+                run(("mren", "-i", device, f"{inside_disk}{_NEW}", f"{inside_disk}{name}"))
             except CommandFailed as error:
+                run(("mdel", "-i", device, f"{inside_disk}{_NEW}"), check=False)
                 if "full" in str(error).lower():
-                    raise AsrDiskFull(f"There is no room for {name} on {place}.",
+                    raise AsrDiskFull(f"There is no room for {name} on {device}.",
                                       hint="Insert an empty disk.") from None
-                raise AsrDiskUnwritable(f"{place} could not be written: {error}",
-                                        hint="Open the disk's write protection, or insert another disk.") from None
-    flush(place)
+                raise AsrDiskUnwritable(f"{device} could not be written: {error}",
+                                        hint="The disk is worn out or write-protected: insert another one.") from None
+    flush(device)
 
 
 def flush(place: str) -> None:
@@ -181,7 +377,28 @@ def _drives() -> Iterator[str]:
     yield from (device for device in found.split() if not device.startswith("/dev/fd"))
 
 
-def _filesystem_of(place: str) -> str:
+def drives(critical: Iterable[str]) -> tuple[Drive, ...]:
+    """Where an ASR disk may be written: floppy drives, then USB sticks and cards, but no disk of `critical`."""
+    floppies = [Drive(device, describe(device)) for device in ("/dev/fd0", "/dev/fd1") if os.path.exists(device)]
+    text = run(("lsblk", "--json", "--bytes", "--output", "NAME,PATH,TYPE,FSTYPE,LABEL,SIZE,RM,HOTPLUG,TRAN,MODEL"))
+    return (*floppies, *parse_drives(text, critical))
+
+
+def parse_drives(text: str, critical: Iterable[str]) -> Iterator[Drive]:
+    """Of lsblk's disks those that can be taken away, if FAT or nothing is on them."""
+    for row in json.loads(text)["blockdevices"]:
+        taken_away = row["rm"] or row["hotplug"] or row["tran"] == "usb"
+        if row["type"] != "disk" or not taken_away or row["path"] in critical or row["path"].startswith("/dev/fd"):
+            continue
+        below = [row] if row["fstype"] else row.get("children", [row])
+        volumes = [volume for volume in below if volume["fstype"] in ("vfat", None)]
+        for volume in volumes:
+            words = (volume["label"] or "", f"{int(volume['size'] or 0) // 10**6} MB", (row["model"] or "").strip(),
+                     "" if volume["fstype"] else "not formatted")
+            yield Drive(volume["path"], "  ".join(filter(None, words)))
+
+
+def filesystem_of(place: str) -> str:
     """A disk's first FAT partition where it has partitions, else the place itself."""
     if not Path(place).is_block_device():
         return place
@@ -190,25 +407,24 @@ def _filesystem_of(place: str) -> str:
     return next((row[0] for row in rows if row[1:] == ["vfat"]), place)
 
 
-def _names(place: str) -> set[str]:
-    return {line.strip().removeprefix("::/").lower() for line in run(("mdir", "-b", "-i", place, "::/")).splitlines()}
-
-
 def _write_file(path: Path, data: bytes) -> None:
+    new = path.with_name(_NEW)
     try:
-        with path.open("wb") as file:
+        path.parent.mkdir(exist_ok=True)
+        with new.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        new.rename(path)
     except OSError as error:
-        kind = AsrDiskFull if error.errno in (28, 122) else AsrDiskUnwritable
+        kind = AsrDiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else AsrDiskUnwritable
         raise kind(f"{path} could not be written: {error.strerror}.", hint="Use another disk.") from None
 
 
 def inside(place: str) -> str:
     """A place that a user named, as this process reaches it: device nodes are the same, paths lie under ROOT."""
     if place.startswith("/dev/"):
-        return place
+        return os.path.realpath(place)         # of /dev/disk/by-uuid, by-label
     # Started from the medium, the program has left the folder that the user is in.
     here = os.environ.get("ASR_CWD", os.getcwd())
     return str(ROOT / os.path.normpath(os.path.join(here, place)).lstrip("/"))

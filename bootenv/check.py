@@ -1,6 +1,6 @@
 """Can this machine be brought back? A verdict for each of its devices and file systems, before any disaster."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .bootloader import readable_mounts
@@ -13,6 +13,7 @@ from .layout import (
     LogicalVolume,
     LuksContainer,
     MdArray,
+    Mount,
     Partition,
     human,
 )
@@ -54,9 +55,12 @@ def as_lines(findings: Iterable[Finding]) -> str:
     return "\n".join([*lines, f"This computer is {verdict(findings)}."]) + "\n"
 
 
-def critical_part(everything: Layout) -> Layout:
-    """The disks that the system stands on, all that is on these, and whatever disks that reaches over to."""
-    systems = {m.filesystem for m in everything.mounts if m.point in CRITICAL}
+def critical_part(everything: Layout, also: Collection[str] = ()) -> Layout:
+    """The disks that the system stands on, all that is on these, and whatever disks that reaches over to.
+
+    also: mount points of further file systems that are to come back with it.
+    """
+    systems = {m.filesystem for m in everything.mounts if m.point in (*CRITICAL, *also)}
     devices = {d for f in everything.filesystems if f.id in systems for d in everything.devices_of(f)}
     return part_on(everything, {disk.id for disk in everything.disks_under(*devices)})
 
@@ -103,8 +107,10 @@ def recoverable_part(layout: Layout) -> Layout:
     # vgcfgrestore gives no group with thin pools its UUIDs back.
     thin = {v.group for v in layout.logical_volumes if v.type == "thin-pool"}
     used = {(m.filesystem, m.subvolume) for m in layout.mounts}
+    makeable = tuple(f for f in layout.filesystems if _makeable(f))
     return replace(
         layout,
+        mounts=tuple(m for m in layout.mounts if m.filesystem in {f.id for f in makeable}),
         groups=tuple(replace(g, uuid="") if g.id in thin else g for g in layout.groups),
         logical_volumes=tuple(
             replace(v, cached=False, active=True, read_only=False, uuid="" if v.group in thin else v.uuid)
@@ -112,7 +118,7 @@ def recoverable_part(layout: Layout) -> Layout:
         subvolumes=tuple(replace(s, snapshot=False) for s in layout.subvolumes
                          if not s.snapshot or s.default or (s.filesystem, s.path) in used),
         filesystems=tuple(replace(f, settings={k: v for k, v in f.settings.items() if k != "quota"})
-                          for f in layout.filesystems if _makeable(f)),
+                          for f in makeable),
     )
 
 
@@ -120,9 +126,19 @@ def _makeable(filesystem: Filesystem) -> bool:
     return filesystem.type in MAKERS and not MAKERS[filesystem.type][1] - filesystem.settings.keys()
 
 
-def check(everything: Layout, mounted: Iterable[Mounted]) -> tuple[Finding, ...]:
-    """A line for each device and file system of the critical disks, then for what is mounted from elsewhere."""
-    layout = critical_part(everything)
+def data_volumes(everything: Layout, layout: Layout) -> tuple[Mount, ...]:
+    """What is mounted from other local disks and could come back with a layout, if it is asked for."""
+    ours = {mount.point for mount in layout.mounts}
+    return tuple(mount for mount in everything.mounts_by_depth()
+                 if mount.point not in ours and _makeable(everything.filesystem(mount.filesystem)))
+
+
+def check(everything: Layout, mounted: Iterable[Mounted], also: Collection[str] = ()) -> tuple[Finding, ...]:
+    """A line for each device and file system of the critical disks, then for what is mounted from elsewhere.
+
+    also: see critical_part().
+    """
+    layout = critical_part(everything, also)
     mounted = list(mounted)
     kept = {(s.filesystem, s.path) for s in recoverable_part(layout).subvolumes}
     return (

@@ -22,7 +22,7 @@ from contextlib import suppress
 from fcntl import F_SETPIPE_SZ, fcntl
 from typing import Any, Self
 
-from bootenv.errors import AsrError
+from bootenv.errors import WorkerFailed
 
 Block = bytes | memoryview     # a memoryview is good until the next message is asked for
 Message = tuple[tuple, Block]
@@ -38,13 +38,6 @@ _SECONDS_OF_CREW = 0.15        # until it is looked at again whether more worker
 # and mapped again: a third of the system time. Frames come and go, so the memory stays about as large all the same.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from bootenv.crew import serve; serve{fds!r}"
-
-
-class WorkerFailed(AsrError):
-    """A worker process ended, or had an error that it doesn't know how to name."""
-
-    number = 35
-    untouched = ""
 
 
 MOST = 6                       # workers; more would take more memory than the engine may, which is 256 MiB in all

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .backup import Entry, list_directory, restore_backup
-from .errors import DestinationRefused
+from .errors import DestinationRefused, NeedsRoot
 from .events import Difference, Event
 from .run import log, run
 from .volumes import FOLDER, FoundBackup, every_backup, forget
@@ -15,7 +15,10 @@ __all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "entries", "extract", "f
 
 
 def backups() -> list[FoundBackup]:
-    """Every backup that can be found, the newest first."""
+    """Every backup that can be found, the newest first. Raises NeedsRoot."""
+    if os.geteuid():
+        raise NeedsRoot("Looking for backups on all volumes needs root.",
+                        hint="Quit and run it with sudo, or extract from a file: asr extract BACKUP PATH --to DIR")
     return sorted(every_backup(), key=lambda found: found.set.created, reverse=True)
 
 

@@ -1,40 +1,49 @@
 """Preparation: on the healthy machine, one backup and an ASR disk that belong together."""
 
+import fcntl
 import glob
-import json
 import os
-import re
 import shutil
 import socket
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import backup
-from .asr_disk import SIF, check_writable, inside, read_asr_disk, write_asr_disk
+from . import asr_disk, backup
+from .asr_disk import Drive, drives, inside, put
 from .backup import Selection, Source, read_first, verify_backup, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
-from .check import LOSS, NOT_RECOVERABLE, Finding, check, critical_part, recoverable_part
-from .errors import AsrDiskUnwritable, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
-from .events import Difference, Event, Progress
+from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
+from .destinations import Destination, Place, at, files_of, on_critical_disk, places, volume_of
+from .destinations import destination as at_place
+from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
+from .errors import Busy, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
+from .events import Difference, Event
 from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
+from .media import record_verified
 from .plan import plan
 from .probe import mount_table, os_release, probe
-from .run import LOG, ROOT, STATE, log, run
-from .sif import AsrSet, BackupReference, new_id, now, write_sif
+from .run import ROOT, STATE, log, run
+from .sif import AsrSet, new_id, now, write_sif
 from .snapshot import held_still
 
-REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
 _SOURCES = STATE / "sources"
-_READABLE = ("disk", "part", "rom")    # kinds of devices that the recovery medium mounts by itself
-_SUFFIX = ".tar.zst"
-_LEAST_FREE = 64 * 2**20               # bytes; less holds no system's backup
-_VFAT_FILE = 2**32 - 1                 # bytes, the largest file of FAT32
+REPORTS = "var/lib/asr/reports"        # what is in each set that was made here, and what is not
+
+
+@dataclass(frozen=True)
+class DataVolume:
+    """A mounted file system on disks that the system does not need."""
+
+    point: str
+    used: int                          # bytes
+    disks: tuple[str, ...]             # device nodes of what recovery makes anew, if it is added
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Survey:
     left_out: tuple[Difference, ...]   # what recovery will not bring back, and why
     used: int                          # bytes in the file systems to back up: the estimate of size
     findings: tuple[Finding, ...] = ()         # what `asr check` says
+    more: tuple[DataVolume, ...] = ()  # what could be protected, too, and what was added of it
     exclude: tuple[str, ...] = ()      # patterns, see exclude.py; the listed ones come on top
     include: tuple[str, ...] = ()
 
@@ -54,26 +64,24 @@ class Survey:
         return {"exclude": exclude, "include": self.include, "caches": False}
 
 
-@dataclass(frozen=True)
-class Destination:
-    """A place for the backup that recovery will not format."""
+def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: Sequence[str] = ()) -> Survey:
+    """Looks at the machine.
 
-    path: Path                         # of the backup file, as this process reaches it
-    reference: BackupReference
-    free: int                          # bytes
-    warnings: tuple[str, ...] = ()
-
-
-def survey() -> Survey:
-    """Looks at the machine. Raises NeedsRoot, and Unsupported for what can't be recovered."""
+    add: mount points of data volumes that are to be in the set; their disks are then recovered like the system's.
+    exclude, include: patterns of the user. Raises NeedsRoot, and Unsupported for what can't be recovered.
+    """
     if os.geteuid():
         raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
                         hint="Run it again with sudo.")
-    everything = probe()
-    findings = check(everything, mount_table())
+    everything, mounted = probe(), mount_table()
+    more = _data_volumes(everything, add)
+    if unknown := {*add} - {volume.point for volume in more}:
+        raise Unsupported(f"{min(unknown)} is no data volume that can be added.",
+                          hint=f"These can be: {', '.join(v.point for v in more) or 'there are none'}.")
+    findings = check(everything, mounted, add)
     if bad := next((f for f in findings if f.verdict == NOT_RECOVERABLE), None):
         raise Unsupported(f"{bad.device}: {bad.why}", hint="asr check lists what keeps this computer from recovery.")
-    layout = recoverable_part(critical_part(everything))
+    layout = recoverable_part(critical_part(everything, add))
     firmware = "uefi" if Path("/sys/firmware/efi").is_dir() else "bios"
     loader = loader_of(ROOT, layout, firmware)
     layout = with_recovery_mount(with_boot_code(with_mount_points(layout), firmware, loader))
@@ -87,7 +95,16 @@ def survey() -> Survey:
     )
     used = sum({mount.filesystem: _used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts}.values())
     losses = (Difference(f.device, f.why) for f in findings if f.verdict == LOSS)
-    return Survey(draft, (*losses, *hidden(layout)), used, findings, _left_out_snapshots(everything, layout))
+    return Survey(draft, (*losses, *hidden(layout)), used, findings, more,
+                  (*_left_out_snapshots(everything, layout), *exclude), tuple(include))
+
+
+def _data_volumes(everything: Layout, added: Collection[str]) -> tuple[DataVolume, ...]:
+    return tuple(
+        DataVolume(mount.point, _used(ROOT / mount.point.lstrip("/")),
+                   tuple(disk.path for disk in critical_part(everything, (mount.point,)).disks
+                         if disk not in system.disks), mount.point in added)
+        for system in [critical_part(everything)] for mount in data_volumes(everything, system))
 
 
 def _left_out_snapshots(everything: Layout, layout: Layout) -> tuple[str, ...]:
@@ -160,48 +177,14 @@ def _below_mounts(layout: Layout) -> Iterator[tuple[Mount, Path]]:
                     yield mount, directory
 
 
-def destination(survey: Survey, place: str) -> Destination:
-    """A place that the user named, a folder or the file itself, checked. Raises DestinationRefused."""
-    path = Path(inside(place))
-    if path.is_dir():
-        path /= f"{survey.draft.host}-{survey.draft.created:%Y%m%d-%H%M}{_SUFFIX}"
-    elif not path.name.endswith(_SUFFIX):
-        raise _refused(f"There is no folder {place}.",
-                       f"Name a folder that is there, or a file that ends in {_SUFFIX}.")
-    folder = path.parent
-    if not folder.is_dir():
-        raise _refused(f"There is no folder {folder}.", "Make it first, or mount the disk that has it.")
-    if _files_of(path):
-        raise _refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
-    volume = _volume(folder)
-    if volume["fstype"] in ("tmpfs", "ramfs", "overlay", "squashfs"):
-        raise _refused(f"{place} is in this computer's memory and will be gone at the next start.",
-                       "Choose a disk that stays.")
-    if on := _on_critical_disk(survey.draft.layout, volume["source"]):
-        raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
-                       "Choose a place on another disk or on the network.")
-    kind = run(("lsblk", "--nodeps", "--noheadings", "--output", "TYPE", volume["source"]), check=False).strip()
-    if kind and kind not in _READABLE:
-        raise _refused(f"{place} lies on a device of the kind {kind}, which this version's recovery cannot open.",
-                       "Choose a place directly on another disk or on the network.")
-    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise _refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
-    if free < _LEAST_FREE:
-        raise _refused(f"{place} has {human(free)} free.", "Choose a place with more room.")
-    warnings = []
-    if free < survey.used:
-        warnings.append(f"{human(free)} are free; the files to back up have {human(survey.used)} before compression.")
-    if volume["fstype"] == "vfat" and survey.used > _VFAT_FILE:
-        warnings.append("This FAT volume holds files of up to 4 GB; a larger backup is split into numbered files.")
-    if not volume["source"].startswith("/dev/"):
-        warnings.append(f"{place} is on the network ({volume['fstype']}); recovery asks for it by path.")
-    inner = "/" + os.path.relpath(folder, ROOT / volume["target"].lstrip("/"))
-    reference = BackupReference(
-        name=path.name, place="/" + os.path.relpath(folder, ROOT), filesystem=volume["uuid"] or "",
-        path=os.path.normpath(inner), label=volume["label"] or "")
-    return Destination(path, reference, free, tuple(warnings))
+def find_places(survey: Survey) -> tuple[Place, ...]:
+    """Where the backup may be written and where not, the best first."""
+    return places(survey.draft, survey.used)
+
+
+def destination(survey: Survey, place: str, name: str = "") -> Destination:
+    """A place that the user named, checked and measured. Raises DestinationRefused."""
+    return at_place(survey.draft, survey.used, place, name)
 
 
 def select(survey: Survey) -> Generator[Event, None, Selection]:
@@ -211,7 +194,7 @@ def select(survey: Survey) -> Generator[Event, None, Selection]:
 
 
 def prepare(survey: Survey, destination: Destination, selection: Selection) -> Generator[Event, None, AsrSet]:
-    """Writes the backup, reads it back, keeps the machine's own copy of asr.sif; returns the AsrSet."""
+    """Writes the backup, reads it back, keeps the machine's own copy of asr.sif and a report; returns the AsrSet."""
     reference = replace(destination.reference, files=selection.files, bytes=selection.bytes)
     set = replace(survey.draft, id=new_id(), created=now(), backup=reference)
     sif = write_sif(set)
@@ -220,16 +203,96 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     # Before the files are read: the backup has the folder as it will be.
     repair.parent.mkdir(parents=True, exist_ok=True)
     unlike: list[Difference] = []
-    with saved_headers(set.layout), sources(set.layout) as live, held_still(live, unlike) as found:
-        for event in write_backup(destination.path, found, (REPAIR, sif), **survey.excluding):
+    with alone(), at(destination), _recorded_packages(set):
+        for event in _written(survey, set, destination.path, selection, sif):
             if isinstance(event, Difference):
                 log(f"DIFFERENCE {event.what}: {event.why}")
+                unlike.append(event)
             yield event
-    yield from unlike
-    yield from _read_back(destination.path, sif)
-    repair.write_bytes(sif)
-    repair.chmod(0o600)
+        yield from _read_back(destination.path, sif)
+    _keep(repair, sif)
+    record_verified(set.id, 0)
+    notice("drift", "")
+    _keep(ROOT / report_of(set), _report(set, survey, unlike).encode(errors="surrogateescape"))
     return set
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One preparation at a time. Raises Busy."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / "prepare.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy("Another ASR set of this computer is being prepared right now.",
+                       hint="Wait until that has ended, then try again.", untouched="That one goes on.") from None
+        yield
+
+
+@contextmanager
+def _recorded_packages(set: AsrSet) -> Iterator[None]:
+    """What is installed now, on the machine and so in its backup; gone again if the set isn't made."""
+    path = ROOT / PACKAGES.format(id=set.id)
+    _keep(path, package_lines(installed_packages()).encode())
+    try:
+        yield
+    except BaseException:                  # GeneratorExit, too
+        path.unlink()
+        raise
+    for other in path.parent.glob(Path(PACKAGES.format(id="*")).name):
+        if other != path:
+            other.unlink()
+
+
+def _written(survey: Survey, set: AsrSet, path: Path, selection: Selection, sif: bytes) -> Iterator[Event]:
+    unlike: list[Difference] = []
+    with saved_headers(set.layout), sources(set.layout) as live, held_still(live, unlike) as found:
+        yield from write_backup(path, found, (REPAIR, sif), selection=selection, **survey.excluding)
+    yield from unlike
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """A file that is whole or not there, also after a power cut; for root's eyes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+def report_of(set: AsrSet) -> str:
+    """Where a set's report is kept, below the root."""
+    return f"{REPORTS}/{set.created:%Y%m%d-%H%M%S}.txt"
+
+
+def read_report(set: AsrSet) -> str:
+    return (ROOT / report_of(set)).read_bytes().decode(errors="replace")
+
+
+def save_report(set: AsrSet, place: str) -> None:
+    """A copy of the report at a path that the user named. Raises DestinationRefused."""
+    try:
+        Path(inside(place)).write_bytes((ROOT / report_of(set)).read_bytes())
+    except OSError as error:
+        raise _refused(f"{place} could not be written: {error.strerror}.", "Name another file.") from None
+
+
+def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
+    """What a person wants to know of a set later."""
+    lines = [
+        f"ASR set {set.id}", label_of(set), "",
+        f"System      {set.system}, kernel {set.kernel}",
+        f"Backup      {set.backup.place.rstrip('/')}/{set.backup.name}"
+        + (f" on the volume {set.backup.label}" if set.backup.label else ""),
+        f"Files       {set.backup.files:,}", f"Bytes       {set.backup.bytes:,} before compression",
+        f"Mounted at  {', '.join(mount.point for mount in set.layout.mounts_by_depth())}", "",
+        as_lines(survey.findings)]
+    for heading, differences in (("NOT protected:", survey.left_out), ("NOT as it was, or left out:", unlike)):
+        lines += [heading, *(f"  {d.what}: {d.why}" for d in differences), *([] if differences else ["  nothing"]), ""]
+    return "\n".join([*lines, "The backup was read back and matches.", ""])
 
 
 def _excluded(layout: Layout) -> list[str]:
@@ -275,44 +338,39 @@ def _read_back(path: Path, sif: bytes) -> Iterator[Event]:
                             untouched="The damaged backup was removed.")
 
 
-def _files_of(path: Path) -> list[Path]:
-    """The backup's file, or its volumes."""
-    return [file for file in (path, *path.parent.glob(glob.escape(path.name) + ".[0-9][0-9][0-9]")) if file.exists()]
-
-
 def _remove(path: Path) -> None:
-    for file in _files_of(path):
+    for file in files_of(path):
         file.unlink()
 
 
-def check_disk(set: AsrSet, place: str) -> None:
-    """Before the long work: will a place do for the ASR disk? Raises the AsrDisk… errors and DestinationRefused."""
+def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> None:
+    """Before the long work: will a place do for the ASR disk? agreed, format: see asr_disk.check_disk().
+
+    Raises the AsrDisk… errors and DestinationRefused.
+    """
     device = inside(place)
     if place.startswith("/dev/"):
-        on = Path(device).exists() and _on_critical_disk(set.layout, device)
+        on = Path(device).exists() and on_critical_disk(set.layout, device)
     else:
         folder = Path(device) if Path(device).is_dir() else Path(device).parent
         if not folder.is_dir():
             raise _refused(f"There is no folder {folder}.", "Name a folder that is there.")
-        on = _on_critical_disk(set.layout, _volume(folder)["source"])
+        on = on_critical_disk(set.layout, volume_of(folder)["source"])
     if on:
         raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
                        "Use a floppy disk, a USB stick, or an image or folder on another disk.")
-    check_writable(device, set.host)
+    asr_disk.check_disk(set, device, agreed=agreed, format=format)
 
 
-def write_disk(set: AsrSet, place: str) -> Iterator[Event]:
-    """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors."""
-    sif = write_sif(set)
-    check_disk(set, place)
-    device = inside(place)
-    yield Progress(f"Writing {place}", 0, 2, SIF)
-    write_asr_disk(device, {SIF: sif, LOG.name: LOG.read_bytes()[-200_000:] if LOG.exists() else b""})
-    yield Progress(f"Reading {place}", 1, 2, SIF)
-    if read_asr_disk(device).get(SIF) != sif:
-        raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
-                                hint="The disk is worn out: insert another one.")
-    yield Progress(f"{place} matches", 2, 2)
+def find_drives(set: AsrSet) -> tuple[Drive, ...]:
+    """Where the ASR disk may be written."""
+    return drives({disk.path for disk in set.layout.disks})
+
+
+def write_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> Iterator[Event]:
+    """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors and DestinationRefused."""
+    check_disk(set, place, agreed=agreed, format=format)
+    yield from put(set, inside(place), agreed=agreed, format=format)
 
 
 def label_of(set: AsrSet) -> str:
@@ -335,24 +393,6 @@ def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
             run(("mount", "--make-private", str(point)))
             found.append(Source(str(point), mount.point.strip("/")))
         yield tuple(found)
-
-
-def _on_critical_disk(layout: Layout, device: str) -> str:
-    """The disk of the layout that a device lies on, through whatever is between; "" for none."""
-    under = run(("lsblk", "--inverse", "--list", "--noheadings", "--paths", "--output", "NAME", device), check=False)
-    return next((d.path for d in layout.disks if d.path in under.split()), "")
-
-
-def _volume(folder: Path) -> dict[str, str]:
-    text = run(("findmnt", "--json", "--target", str(folder), "--output", "TARGET,SOURCE,FSTYPE,UUID,LABEL"))
-    row = json.loads(text)["filesystems"][-1]
-    point = row["target"]
-    if str(ROOT) != "/":
-        point = point.removeprefix(str(ROOT)) or "/"
-    source = re.sub(r"\[.*\]$", "", row["source"])
-    if not row["uuid"] and source.startswith("/dev/"):
-        row["uuid"] = run(("blkid", "--probe", "--match-tag", "UUID", "--output", "value", source), check=False).strip()
-    return row | {"target": point, "source": source}
 
 
 def _used(point: Path) -> int:

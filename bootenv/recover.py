@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .asr_disk import SIF, AsrDisk, write_asr_disk
-from .asr_disk import find_asr_disk as find_set
+from .asr_disk import SIF, AsrDisk, write_log
+from .asr_disk import find_asr_disks as find_sets
 from .backup import restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
 from .drivers import carry, load_drivers, release
@@ -23,10 +23,10 @@ from .probe import mount_table, probe
 from .run import LOG, STATE, has_tool, log, run
 from .sif import AsrSet, write_sif
 from .target import mounted
-from .volumes import find_backup, forget
+from .volumes import every_backup, find_backup, forget
 
-__all__ = ["Check", "Lock", "checks", "find_set", "load_drivers", "locks", "match_disks", "opens", "recover", "release",
-           "renew", "restart"]
+__all__ = ["Check", "Lock", "checks", "find_copies", "find_sets", "load_drivers", "locks", "match_disks", "opens",
+           "recover", "release", "renew", "restart"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ def checks(disk: AsrDisk, *, without_backup: bool = False) -> Iterator[Check]:
     yield Check("Recovery files on this medium", _medium_error())
     yield _backup_check(disk, without_backup)
     yield _disks_check(disk)
+
+
+def find_copies() -> tuple[AsrDisk, ...]:
+    """The copies of asr.sif in the backups on this computer's volumes, the newest first: for when the disk is lost."""
+    try:
+        found = [AsrDisk("", found.place, found.set) for found in every_backup()]
+    finally:
+        forget()
+    return tuple(sorted(found, key=lambda disk: disk.set.created, reverse=True))
 
 
 def match_disks(disk: AsrDisk) -> Match:
@@ -153,7 +162,8 @@ def recover(disk: AsrDisk, match: Match, secrets: Mapping[str, bytes] | None = N
         (folder / "id").write_text(set.id + "\n")
         log("Boot recovery is complete.")
         shutil.copy(LOG, folder / LOG.name)
-    _log_to(disk)
+    if disk.device:
+        write_log(disk.device, disk.folder)
 
 
 def _memory() -> int:
@@ -163,14 +173,6 @@ def _memory() -> int:
 def restart() -> None:
     """Ends the live system in good order and starts the machine again."""
     run(("reboot",))
-
-
-def _log_to(disk: AsrDisk) -> None:
-    # The disk may be write-protected or gone by now: the log is in the recovery folder too.
-    try:
-        write_asr_disk(disk.device, {LOG.name: LOG.read_bytes()[-200_000:]})
-    except (AsrError, OSError) as error:
-        log(f"setup.log was not written to {disk.description}: {error}")
 
 
 def _medium_folder() -> Path:

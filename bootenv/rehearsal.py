@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
-from bootenv.errors import AsrError, ToolMissing
+from bootenv.errors import AsrError, MachineGone, NotSeen, RehearsalFailed, ToolMissing
 
 MiB = 2**20
 ROWS, COLUMNS = 25, 80
@@ -40,23 +40,6 @@ OVMF = Path("/usr/share/OVMF")    # where Debian and Ubuntu keep the UEFI firmwa
 FLOPPY_DRIVE = "fdc0"
 
 Pattern = str | re.Pattern[str]   # str: as it stands; compiled: a regular expression
-
-
-class RehearsalFailed(AsrError):
-    number = 70
-    untouched = ""
-
-
-class NotSeen(RehearsalFailed):
-    """What was waited for did not come in time."""
-
-    number = 71
-
-
-class MachineGone(RehearsalFailed):
-    """The virtual machine ended, or never started."""
-
-    number = 72
 
 
 @dataclass(frozen=True)

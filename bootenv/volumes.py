@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from .backup import read_first
-from .errors import BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, OtherSet
+from .errors import BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, NoAsrDisk, OtherSet
 from .run import STATE, run
-from .sif import AsrSet, read_sif
+from .sif import LIMIT, AsrSet, read_sif
 
 FOLDER = STATE / "volumes"             # where volumes are mounted, read-only, by the names of their devices
 _SUFFIXES = (".tar.zst", ".tar.zst.001")
@@ -32,7 +32,9 @@ class FoundBackup:
 
 
 @dataclass(frozen=True)
-class _Volume:
+class Volume:
+    """A file system on a device, to be looked into at a place of its own."""
+
     device: str
     type: str
     uuid: str
@@ -52,6 +54,19 @@ class _Volume:
             run(("mount", "-o", options, self.device, str(self.point)), check=False)
         return self.point.is_mount()
 
+    def look(self) -> bool:
+        """Mount it so that nothing on it changes; False: it can't be.
+
+        What a running system has mounted can't be mounted with these options: it is seen through that mount.
+        """
+        if self.mount(_LOOK.get(self.type, "ro")):
+            return True
+        seen = run(("findmnt", "--noheadings", "--first-only", "--output", "TARGET", "--source", self.device),
+                   check=False).strip()
+        if seen:
+            run(("mount", "--bind", "-o", "ro", seen, str(self.point)), check=False)
+        return self.point.is_mount()
+
     def unmount(self) -> None:
         run(("umount", str(self.point)), check=False)
 
@@ -66,15 +81,16 @@ def find_backup(set: AsrSet) -> FoundBackup:
     own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
     volumes = sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
     for volume in volumes:
-        if not volume.mount(_LOOK.get(volume.type, "ro")):
+        if not volume.look():
             continue
         recorded = volume.point / set.backup.path.lstrip("/") / set.backup.name
         found = next((p for p in chain((recorded,), _backups_below(volume.point)) if _set_id(p) == set.id), None)
         volume.unmount()
         if found:
-            volume.mount("ro")         # with its journal: what was written last is there
+            # With its journal, so that what was written last is there; as before if it is mounted elsewhere, too.
+            _ = volume.mount("ro") or volume.look()
             return FoundBackup(str(found), f"/{found.relative_to(volume.point)} on {volume.name}", set, volume.device)
-    searched = [volume.name for volume in volumes if volume.mount(_LOOK.get(volume.type, "ro"))]
+    searched = [volume.name for volume in volumes if volume.look()]
     raise BackupNotFound(
         f"The backup {set.backup.name} of set {set.id} was not found. It was written to {set.backup.place}"
         + (f" on the volume {set.backup.label}" if set.backup.label else "")
@@ -86,9 +102,9 @@ def find_backup(set: AsrSet) -> FoundBackup:
 def every_volume() -> Iterator[Path]:
     """Where each volume of this computer is mounted, read-only, until forget(); floppy disks, too."""
     forget()
-    floppies = (_Volume(str(path), "vfat", "", "") for path in sorted(Path("/dev").glob("fd[0-9]")))
+    floppies = (Volume(str(path), "vfat", "", "") for path in sorted(Path("/dev").glob("fd[0-9]")))
     for volume in chain(_volumes(frozenset()), floppies):
-        if volume.mount(_LOOK.get(volume.type, "ro")):
+        if volume.look():
             yield volume.point
 
 
@@ -96,11 +112,18 @@ def every_backup() -> Iterator[FoundBackup]:
     """Each ASR set's backup on the volumes of this computer, which stay mounted, read-only, until forget()."""
     forget()
     for volume in _volumes(frozenset()):
-        if not volume.mount(_LOOK.get(volume.type, "ro")):
+        if not volume.look():
             continue
         for path in _backups_below(volume.point):
             if set := _set_of(path):
                 yield FoundBackup(str(path), f"/{path.relative_to(volume.point)} on {volume.name}", set, volume.device)
+
+
+def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
+    """Each ASR set's backup in a folder (of volumes the first), and its set."""
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(_SUFFIXES) and (set := _set_of(path)):
+            yield path, set
 
 
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
@@ -116,6 +139,19 @@ def open_backup(path: str, set: AsrSet) -> FoundBackup:
     return FoundBackup(path, path, set)
 
 
+def read_copy(path: Path) -> AsrSet:
+    """The set of a copy of asr.sif: the file itself, or the first in a backup (or in a backup's first volume).
+
+    Raises NoAsrDisk, DamagedSif, NewerSchema, BackupNotFound, DamagedBackup.
+    """
+    if not path.exists():
+        raise NoAsrDisk(f"There is no file {path}.", hint="Name a backup of an ASR set, or a copy of its asr.sif.")
+    if path.name.endswith(_SUFFIXES):
+        return read_sif(read_first(path))
+    with path.open("rb") as file:
+        return read_sif(file.read(LIMIT + 1))
+
+
 def forget() -> None:
     """Unmounts what was mounted to be looked into."""
     for point in FOLDER.iterdir() if FOLDER.exists() else ():
@@ -123,13 +159,13 @@ def forget() -> None:
             run(("umount", str(point)), check=False)
 
 
-def _volumes(own: frozenset[str]) -> Iterator[_Volume]:
+def _volumes(own: frozenset[str]) -> Iterator[Volume]:
     """Volumes that may hold a backup; `own` are the UUIDs of those that will be formatted."""
     text = run(("lsblk", "--json", "--list", "--output", "PATH,TYPE,FSTYPE,UUID,LABEL"))
     for row in json.loads(text)["blockdevices"]:
         if row["type"] == "loop" or row["uuid"] in own or (row["fstype"] or "") in _NO_VOLUME:
             continue
-        yield _Volume(row["path"], row["fstype"], row["uuid"] or "", row["label"] or "")
+        yield Volume(row["path"], row["fstype"], row["uuid"] or "", row["label"] or "")
 
 
 def _backups_below(point: Path) -> Iterator[Path]:

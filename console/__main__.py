@@ -3,11 +3,14 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +23,22 @@ from . import __version__
 # a command's start.
 if TYPE_CHECKING:
     from bootenv.prepare import Survey
+    from bootenv.schedule import Job
 
 _CMDLINE = Path("/proc/cmdline")
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except AsrError as error:
-        said = [f"asr: {error.code}: {error.message}", *filter(None, [error.untouched, error.hint])]
+        said = [f"asr: {error.code}: {error.message}", *filter(None, [error.untouched, error.hint]),
+                f"More about it: asr explain {error.number}"]
+        if isinstance(error, NeedsRoot) and _wants_sudo(error):
+            return _with_sudo(argv)
     except OSError as error:
         said = [f"asr: {error.filename or ''}: {error.strerror or error}"]
     except KeyboardInterrupt:
@@ -39,23 +47,62 @@ def main(argv: list[str] | None = None) -> int:
     return arguments.failed
 
 
+def _wants_sudo(error: NeedsRoot) -> bool:
+    """Asks, where somebody can answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and shutil.which("sudo")):
+        return False
+    print(f"asr: {error.code}: {error.message}", file=sys.stderr)
+    try:
+        return input("Run it with sudo now? [Y/n] ").strip().lower() in ("", "y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
+def _with_sudo(argv: list[str]) -> int:
+    this = [sys.argv[0]] if os.access(sys.argv[0], os.X_OK) else [sys.executable, "-m", "console"]
+    os.execvp("sudo", ["sudo", *this, *argv])
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asr", description="Automated System Recovery for Linux.")
     parser.set_defaults(failed=1)
     parser.add_argument("--version", action="version", version=f"asr {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=wizard)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     command = commands.add_parser("prepare", help="back up this computer's system and make its ASR disk")
-    command.add_argument("--to", metavar="DIR|FILE", help="where the backup is written; without it, a wizard asks")
+    command.add_argument("--to", metavar="DIR|FILE|DEVICE",
+                         help="where the backup is written; a volume that is not mounted is mounted for it and "
+                              "unmounted again; without --to, a wizard asks")
+    command.add_argument("--name", metavar="NAME", default="", help="of the backup's file; else host and time")
+    command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
+                         help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
+    _add_format(command)
+    _add_keeping(command)
     _add_patterns(command)
     command.set_defaults(run=prepare, fail=command.error)
+
+    command = commands.add_parser("make-disk", help="write an ASR disk again, on any computer, from a copy of asr.sif")
+    command.add_argument("--from", dest="source", metavar="ASR.SIF|BACKUP", default="",
+                         help="the copy: a backup of the set, or asr.sif; else this computer's own")
+    command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", required=True, help="where it is written")
+    _add_format(command)
+    command.set_defaults(run=make_disk)
 
     command = commands.add_parser("check", help="say whether this computer could be recovered, device by device; "
                                                 "exit status 0: yes, 1: with losses, 2: no, "
                                                 "3: could not look")
     command.add_argument("--json", action="store_true", help="the same for programs")
+    command.add_argument("--drift", action="store_true",
+                         help="say instead what has changed since the newest ASR set; exit status 0: nothing, 1: a new "
+                              "set is due, 3: could not look")
+    command.add_argument("--max-age", type=int, default=30, metavar="DAYS", help="with --drift (%(default)s)")
+    command.add_argument("--packages", action="store_true", help="with --drift: compare packages alone")
+    command.add_argument("--remind", action="store_true", help="with --drift: say it at every login, too")
     command.set_defaults(run=check, failed=3)
+
+    _add_schedule(commands)
 
     command = commands.add_parser("plan", help="print what recovery from an asr.sif would run; nothing is changed")
     command.add_argument("sif", metavar="SIF")
@@ -63,9 +110,94 @@ def parser() -> argparse.ArgumentParser:
 
     _add_backup_commands(commands)
 
+    command = commands.add_parser("explain", help="say what an error number means and what to do")
+    command.add_argument("number", metavar="NUMBER", nargs="?", default="", help="32 or ASR-032; without it, all")
+    command.set_defaults(run=explain)
+
     command = commands.add_parser("console", help="what the recovery medium shows on its screen")
     command.set_defaults(run=console)
     return parser
+
+
+def _add_schedule(commands: Any) -> None:
+    group = commands.add_parser("schedule", help="make ASR sets by themselves, at times of systemd's calendar")
+    actions = group.add_subparsers(required=True, metavar="ACTION")
+
+    command = actions.add_parser("add", help="add a job, or change the one of that name")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--when", required=True, metavar="CALENDAR", help="'Sun 03:00', daily: see systemd.time(7)")
+    command.add_argument("--to", required=True, metavar="DIR|DEVICE", help="where the backups are written")
+    command.add_argument("--disk", required=True, metavar="DEVICE|IMAGE|DIR", help="the ASR disk")
+    command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[], help="a data volume")
+    _add_keeping(command)
+    command.set_defaults(run=schedule_add)
+
+    command = actions.add_parser("list", help="all jobs")
+    command.set_defaults(run=schedule_list)
+    command = actions.add_parser("remove", help="remove a job, or with --all every unit of ASR")
+    command.add_argument("name", metavar="NAME", nargs="?", default="")
+    command.add_argument("--all", action="store_true")
+    command.set_defaults(run=schedule_remove, fail=command.error)
+    command = actions.add_parser("ended")      # what a job's service calls
+    command.add_argument("name", metavar="NAME")
+    command.set_defaults(run=schedule_ended)
+
+
+def _add_keeping(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--keep", type=int, default=0, metavar="N",
+                         help="then remove this computer's older backups there, but keep the N newest")
+    command.add_argument("--keep-days", type=int, default=0, metavar="DAYS", help="and keep those that are younger")
+
+
+def schedule_add(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    _need_root("Scheduling a job")
+    job = schedule.Job(arguments.name, arguments.when, schedule.lasting(arguments.to), schedule.lasting(arguments.disk),
+                       arguments.keep, arguments.keep_days, tuple(arguments.add))
+    schedule.add_job(job)
+    _print_job(job)
+    return 0
+
+
+def schedule_list(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    jobs = schedule.jobs()
+    for job in jobs:
+        _print_job(job)
+    if not jobs:
+        print("No job is scheduled.")
+    return 0
+
+
+def _print_job(job: "Job") -> None:
+    from bootenv import schedule
+
+    form, due = schedule.normalized(job.when)
+    print(f"{job.name}: {schedule.in_words(form)}, next {due}", f"    to {job.to}, ASR disk {job.disk}",
+          f"    keeps {job.kept}", sep="\n")
+
+
+def schedule_remove(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    if bool(arguments.name) == arguments.all:
+        arguments.fail("name a job, or say --all")
+    _need_root("Removing a job")
+    schedule.remove_all() if arguments.all else schedule.remove_job(arguments.name)
+    return 0
+
+
+def schedule_ended(arguments: argparse.Namespace) -> int:
+    from bootenv import schedule
+
+    schedule.ended(arguments.name, os.environ.get("SERVICE_RESULT", "it was not run by systemd"))
+    return 0
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format-disk", action="store_true", help="give a disk that has no file system a new one")
 
 
 def _add_patterns(command: argparse.ArgumentParser) -> None:
@@ -125,6 +257,20 @@ def console(arguments: argparse.Namespace) -> int:
     return app.return_code or 0
 
 
+def wizard(arguments: argparse.Namespace) -> int:
+    """`asr` alone: the Backup or Restore Wizard. What needs root says so where it is chosen."""
+    if not sys.stdout.isatty():
+        parser().print_help()
+        return 1
+    from bootenv import documents, media, prepare, schedule
+
+    from .backup import BackupApp, settings_of_this_user
+
+    app = BackupApp(prepare, documents, media, schedule, prepare.survey, settings_of_this_user())
+    app.run(mouse=False)
+    return app.return_code or 0
+
+
 def stage(cmdline: str) -> str:
     """What asr.stage= says; the last one counts, as for the kernel."""
     said = [word.removeprefix("asr.stage=") for word in cmdline.split() if word.startswith("asr.stage=")]
@@ -140,40 +286,81 @@ def prepare(arguments: argparse.Namespace) -> int:
     if not arguments.to and not sys.stdout.isatty():
         arguments.fail("without a terminal, --to and --disk are needed")
     _need_root("Preparing an ASR set reads every file and disk, and")
-    survey = story.survey()
-    survey = replace(survey, exclude=(*survey.exclude, *arguments.exclude), include=tuple(arguments.include))
+    look = partial(story.survey, exclude=arguments.exclude, include=arguments.include)
+    survey = look(add=arguments.add)
     if not arguments.to:
         from .prepare import PrepareApp
 
-        app = PrepareApp(story, survey)
+        app = PrepareApp(story, survey, look)
         app.run(mouse=False)
         return app.return_code or 0
-    return _prepare(story, survey, arguments.to, arguments.disk)
+    return _prepare(story, survey, arguments)
 
 
-def _prepare(story: Any, survey: "Survey", to: str, disk: str) -> int:
+def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int:
     from bootenv.check import as_lines
 
+    disk = arguments.disk
     print(printable(as_lines(survey.findings)), end="")
-    destination = story.destination(survey, to)
+    destination = story.destination(survey, arguments.to, arguments.name)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
-    story.check_disk(survey.draft, disk)
+    # Naming a disk is agreeing to its use: what is on it stays.
+    story.check_disk(survey.draft, disk, agreed=True, format=arguments.format_disk)
     selection, _ = followed(story.select(survey))
     set, unlike = followed(story.prepare(survey, destination, selection))
-    followed(story.write_disk(set, disk))
+    followed(story.write_disk(set, disk, agreed=True, format=arguments.format_disk))
     print(f"Backup: {destination.reference.place.rstrip('/')}/{destination.reference.name}", f"ASR disk: {disk}",
           "Label it:", story.label_of(set), sep="\n")
     for left_out in survey.left_out:
         print(f"NOT protected: {left_out.what}: {left_out.why}")
     for difference in unlike:
         print(f"NOT as it was: {printable(f'{difference.what}: {difference.why}')}")
+    if arguments.keep or arguments.keep_days:
+        from bootenv.schedule import retire
+
+        for gone in retire(set, destination, arguments.keep, arguments.keep_days):
+            print(printable(f"{gone.what}: {gone.why}"))
+    print(f"Report: /{story.report_of(set)}")
     print("The backup and the ASR disk were read back and match.")
+    return 0
+
+
+def make_disk(arguments: argparse.Namespace) -> int:
+    """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
+    from bootenv.asr_disk import inside, put
+    from bootenv.prepare import REPAIR, label_of
+    from bootenv.run import ROOT
+    from bootenv.volumes import read_copy
+
+    set = read_copy(Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR)
+    followed(put(set, inside(arguments.disk), agreed=True, format=arguments.format_disk))
+    print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {set.backup.name}, written to {set.backup.place}.",
+          "Label it:", label_of(set), "It was read back and matches.", sep="\n")
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    from bootenv.errors import every_error
+
+    kinds = {str(kind.number): kind for kind in every_error()}
+    if not arguments.number:
+        print(*(f"ASR-{kind.number:03d}  {kind.title}" for kind in kinds.values()), sep="\n")
+        return 0
+    kind = kinds.get(arguments.number.upper().removeprefix("ASR-").lstrip("0"))
+    if not kind:
+        print(f"asr: there is no error {arguments.number}; asr explain lists all", file=sys.stderr)
+        return 1
+    print(f"ASR-{kind.number:03d}: {kind.title}", f"Why: {kind.cause}",
+          f"Not touched: {kind.untouched or 'that is said where the error appears.'}", f"What to do: {kind.remedy}",
+          sep="\n\n")
     return 0
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Nothing is written. The status is the verdict's place: 0, 1 or 2."""
+    if arguments.drift:
+        return drift(arguments)
     from bootenv.check import VERDICTS, as_lines, verdict
     from bootenv.check import check as findings_of
     from bootenv.probe import mount_table, probe
@@ -186,6 +373,29 @@ def check(arguments: argparse.Namespace) -> int:
     else:
         print(printable(as_lines(findings)), end="")
     return VERDICTS.index(worst)
+
+
+def drift(arguments: argparse.Namespace) -> int:
+    from bootenv.drift import find_drift, package_only_drift, remind
+    from bootenv.errors import DamagedSif, NoAsrDisk
+
+    _need_root("Looking at this computer's disks")
+    quiet = arguments.packages             # package managers call it so, after each of their runs
+    try:
+        found = package_only_drift() if arguments.packages else find_drift(timedelta(days=arguments.max_age))
+    except (NoAsrDisk, DamagedSif) as error:
+        found = () if quiet else (Difference("ASR set", error.message),)
+    # If packages alone are well, a notice about the rest stays.
+    if arguments.remind and (found or not arguments.packages):
+        remind(found)
+    if arguments.json:
+        print(json.dumps([asdict(reason) for reason in found], indent=1))
+        return 1 if found else 0
+    for reason in found:
+        print(printable(f"{reason.what}: {reason.why}"))
+    if found or not quiet:
+        print("A new ASR set is due: asr prepare" if found else "The newest ASR set is still this computer's.")
+    return 1 if found else 0
 
 
 def _need_root(what: str) -> None:

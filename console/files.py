@@ -2,14 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
-from rich.segment import Segment
-from rich.style import Style
 from textual import work
-from textual.strip import Strip
 from textual.widget import Widget
 
 from bootenv import files as story
@@ -17,12 +15,11 @@ from bootenv.errors import AsrError
 from bootenv.events import Difference, Progress
 
 from .screens import Browse, Page, ProgressPage, bullets, difference_lines, key, text, when
-from .widgets import TEXT_WIDTH, Lines, Listing, drawable, shortened
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
     from .app import SetupApp
 
-_CURSOR = Style(color="black", bgcolor="white")
 _BROWSE = "?"
 _WARNING = "Nothing was restored yet."
 
@@ -31,16 +28,22 @@ async def restore_files(app: "SetupApp") -> None:
     """From the Welcome page and back to it."""
     try:
         found = await app.ask(Searching())
-        while backup := await chosen(app, found):
-            marked: tuple[bytes, ...] = ()
-            while marked := await app.ask(Tree(backup, marked)):
-                folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
-                if folder and await restored(app, backup, marked, folder):
-                    return
+        while (backup := await chosen(app, found)) and not await from_backup(app, backup):
+            pass
     except Exception as error:
         await app.ask(app.page_for(error, "cancel"))
     finally:
         await asyncio.to_thread(story.forget)
+
+
+async def from_backup(app: "SetupApp", backup: str) -> bool:
+    """Marks files in a backup and restores them; False: the person went back."""
+    marked: tuple[bytes, ...] = ()
+    while marked := await app.ask(Tree(partial(story.entries, backup), marked)):
+        folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
+        if folder and await restored(app, backup, marked, folder):
+            return True
+    return False
 
 
 async def chosen(app: "SetupApp", found: "list[story.FoundBackup]") -> str:
@@ -87,32 +90,6 @@ class Searching(Page["list[story.FoundBackup]"]):
             self.fail(error)
 
 
-class Marks(Listing):
-    """A list box with a line that is chosen."""
-
-    def __init__(self, lines: Sequence[str], *, height: int):
-        super().__init__(lines, height=height)
-        self.chosen = 0
-
-    def show(self, lines: Sequence[str]) -> None:
-        self.lines = [drawable(line) for line in lines]
-        self._move(0)
-        self.refresh()
-
-    def _move(self, by: int) -> None:
-        self.chosen = max(0, min(self.chosen + by, len(self.lines) - 1))
-        self.top = max(0, min(self.top, self.chosen, len(self.lines) - self.rows), self.chosen - self.rows + 1)
-        self.refresh()
-
-    def render_line(self, y: int) -> Strip:
-        strip = super().render_line(y)
-        if y - 1 + self.top != self.chosen or not 0 < y <= self.rows or not self.lines:
-            return strip
-        line = strip.text
-        return Strip([Segment(line[:1], self.rich_style), Segment(line[1:-1], _CURSOR),
-                      Segment(line[-1:], self.rich_style)])
-
-
 class Backups(Page[str]):
     """Which backup? Answers its path, _BROWSE to name another, "" to go back."""
 
@@ -153,7 +130,10 @@ class Node:
 
 
 class Tree(Page[tuple[bytes, ...]]):
-    """Marks files and directories in a backup. Answers their paths, () to choose another backup."""
+    """Marks files and directories in a backup. Answers their paths, () to choose another backup.
+
+    entries: what is in a directory, by its path.
+    """
 
     HEADING = "Which files?"
     BINDINGS = (key("enter", "unfold", "Open") + key("right", "unfold") + key("left", "fold")
@@ -165,14 +145,17 @@ class Tree(Page[tuple[bytes, ...]]):
     )
     WARNING = _WARNING
 
-    def __init__(self, backup: str, marked: Iterable[bytes] = ()):
+    DO = "restore"
+    GOES_ON = "R"
+
+    def __init__(self, entries: "Callable[[bytes], list[story.Entry]]", marked: Iterable[bytes] = ()):
         super().__init__()
-        self.backup = backup
+        self.entries = entries
         self.nodes: list[Node] = []
         self.marked = set(marked)
 
     def content(self) -> Iterable[Widget]:
-        yield Marks(["Reading the backup's index..."], height=15)
+        yield Marks(["Reading..."], height=15)
         yield Lines(1)
 
     def on_mount(self) -> None:
@@ -187,7 +170,7 @@ class Tree(Page[tuple[bytes, ...]]):
         """Put the content of the directory at a line below it; -1: of the whole backup."""
         above = self.nodes[at].path if at >= 0 else b""
         try:
-            entries = await asyncio.to_thread(story.entries, self.backup, above)
+            entries = await asyncio.to_thread(self.entries, above)
         except Exception as error:
             return self.fail(error)
         depth = self.nodes[at].depth + 1 if at >= 0 else 0
@@ -198,10 +181,11 @@ class Tree(Page[tuple[bytes, ...]]):
         self.show_nodes()
 
     def show_nodes(self) -> None:
-        self.query_one(Marks).show([self._line(node) for node in self.nodes] or ["The backup holds nothing."])
+        self.query_one(Marks).show([self._line(node) for node in self.nodes] or ["There is nothing."])
         count = len(self.marked)
-        self.query_one(Lines).show(f"{count:,} marked. To restore what is marked, press R." if count else
-                                   "To mark what is to be restored, press SPACE.")
+        self.query_one(Lines).show(
+            f"{count:,} marked. To {self.DO} what is marked, press {self.GOES_ON}." if count else
+            "To mark a file or directory, press SPACE.")
         self.show_keys()
 
     def _line(self, node: Node) -> str:

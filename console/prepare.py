@@ -1,85 +1,178 @@
 """The preparation wizard: on the healthy machine, a backup and an ASR disk that belong together."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from textual import work
+from textual.binding import Binding
 from textual.widget import Widget
 from textual.widgets import Input
 
-from bootenv.check import verdict
-from bootenv.errors import AsrError
+from bootenv.check import as_lines, verdict
+from bootenv.destinations import backup_size, seconds_for
+from bootenv.errors import AsrDiskNotBlank, AsrDiskUnformatted, AsrError
 from bootenv.events import Difference, Progress
 from bootenv.layout import human
 
-from .app import SetupApp
-from .screens import Browse, Leaving, Page, ProgressPage, Work, bullets, difference_lines, key, text
-from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, shortened, wrapped
+from .app import Cancelled, SetupApp
+from .screens import (
+    Browse,
+    LeaveQuestion,
+    Leaving,
+    Looking,
+    Notice,
+    Page,
+    ProgressPage,
+    Sheet,
+    Work,
+    bullets,
+    difference_lines,
+    key,
+    text,
+)
+from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, shortened, wrapped
 
 if TYPE_CHECKING:
-    from bootenv.prepare import Destination, Survey
+    from bootenv.asr_disk import Drive
+    from bootenv.destinations import Destination, Place
+    from bootenv.prepare import Survey
     from bootenv.sif import AsrSet
 
 _FLOPPY = "/dev/fd0"
+_TYPED = "?"
+_LOOKING = "The wizard is looking at this computer..."
 _NO_SET = "There is no ASR set yet."
 _NO_DISK = "The backup is complete, but without an ASR disk it recovers nothing."
 
 
 class PrepareApp(SetupApp):
-    """Pages 18 to 21 and what was achieved. Its return code is 0 once the set was read back and matches."""
+    """Pages 18 to 22. Its return code is 0 once the set was read back and matches.
+
+    look: surveys the machine anew, with `add`, the mount points of the data volumes to be in the set.
+    """
 
     TITLE = "Automated System Recovery Preparation Wizard"
     QUIT = "To quit, press F3."
 
-    def __init__(self, story: Any, survey: "Survey", *, tick: float = 1.0):
+    survey: "Survey"
+
+    def __init__(self, story: Any, survey: "Survey | None" = None, look: "Callable[..., Survey] | None" = None, *,
+                 tick: float = 1.0):
         super().__init__(story, tick=tick)
-        self.survey = survey
+        if survey:
+            self.survey = survey
+        self.look = look
         self.complete = False
         self.unlike: tuple[Difference, ...] = ()       # what could not be read as it was
+        self.typed = ("", "")                          # the backup's place and name, as they were last
 
     async def pages(self) -> None:
-        await self.ask(Welcome(self.survey))
-        while not (set := await self.backed_up()):
-            pass
-        while not await self.disk_written(set):
-            pass
-        await self.ask(Label(self.story.label_of(set)))
-        self.complete = True
-        await self.ask(Complete(self.survey, self.unlike))
+        await self.prepared()
+
+    async def prepared(self) -> None:
+        """The whole wizard, from its welcome to the end of a set."""
+        while await self.ask(Welcome(self.survey)) == "add":
+            await self.add_volumes()
+        while True:
+            while not (set := await self.backed_up()):
+                pass
+            while not await self.disk_written(set):
+                pass
+            await self.ask(Label(self.story.label_of(set)))
+            self.complete = True
+            wish = "report"
+            while wish == "report":
+                wish = await self.ask(Complete(self.survey, self.unlike))
+                if wish == "report":
+                    await self.read_report(set)
+            if wish != "add":
+                return
+            await self.add_volumes()
+
+    async def add_volumes(self) -> None:
+        """Marks data volumes; the machine is looked at anew, since all that depends on its disks changes."""
+        points = await self.ask(DataVolumes(self.survey))
+        if points is None:
+            return
+        try:
+            assert self.look
+            self.survey = await self.ask(Looking(_LOOKING, partial(self.look, add=points), _NO_SET))
+        except Exception as error:
+            await self.ask(self.page_for(error, "cancel"))
 
     async def backed_up(self) -> "AsrSet | None":
         """One attempt, from the destination to the backup that was read back."""
-        place = ""
-        while True:
-            destination = await self.ask(BackupDestination(self.survey, place))
-            if await self.ask(Completing(self.survey, destination)):
-                break
-            place = destination.reference.place
         try:
+            destination = await self.destination()
             selection = await self.perform(Selecting(), self.story.select(self.survey))
-            page = ProgressPage("Backup Progress", _PROGRESS, f"{_NO_SET} What was written so far is removed.")
+            page = Backing()
             set = await self.perform(page, self.story.prepare(self.survey, destination, selection))
             self.unlike = tuple(page.differences)
             return set
+        except Cancelled:
+            await self.ask(Notice("The backup was cancelled.", "What was written of it was removed. There is no new "
+                                  "ASR set; an older one is as good as it was."))
         except Exception as error:
             await self.ask(self.page_for(error))
-            return None
+        return None
+
+    async def destination(self) -> "Destination":
+        """A place that will do, and the word to begin."""
+        places = await self.ask(
+            Looking(_LOOKING, partial(self.story.find_places, self.survey), _NO_SET))
+        best = next((place.where for place in places if not place.refused), "")
+        place, name = self.typed
+        while True:
+            page = BackupDestination(self.survey, place or best, name)
+            found = await self.ask(page)
+            place, name = self.typed = page.typed
+            if found is None:
+                place = await self.ask(Places(self.survey, partial(self.story.find_places, self.survey))) or place
+            elif await self.ask(Completing(self.survey, found)):
+                return found
+
+    async def read_report(self, set: "AsrSet") -> None:
+        try:
+            said = await asyncio.to_thread(self.story.read_report, set)
+            while await self.ask(Report(said, f"/{self.story.report_of(set)}")):
+                path = await self.ask(Browse("Save the report", "Type the path of the file to write."))
+                if path:
+                    await asyncio.to_thread(self.story.save_report, set, path)
+                    await self.ask(Notice("The report was saved.", shortened(path, TEXT_WIDTH)))
+        except Exception as error:
+            await self.ask(self.page_for(error, "cancel"))
 
     async def disk_written(self, set: "AsrSet") -> bool:
-        place = await self.ask(InsertDiskette(_FLOPPY))
-        while True:
+        """Asks for disk after disk until one was written and matches; False: from the first drive again."""
+        find = partial(self.story.find_drives, set)
+        drives = await self.ask(Looking(_LOOKING, find, _NO_DISK))
+        place = ""
+        if drives and drives[0].device == _FLOPPY:
+            place = await self.ask(InsertDiskette(_FLOPPY))
+        wish = ""
+        while place or (place := await self.other_place(find)):
             try:
-                if place:
-                    await self.perform(Writing(place), self.story.write_disk(set, place))
-                    return True
-                wish = "browse"
+                await self.perform(Writing(place), self.story.write_disk(
+                    set, place, agreed=wish == "agree", format=wish == "format"))
+                return True
+            except AsrDiskUnformatted as error:
+                wish = await self.ask(self.page_for(error, "format", "browse"))
+            except AsrDiskNotBlank as error:
+                wish = await self.ask(self.page_for(error, "agree", "browse"))
             except Exception as error:
                 wish = await self.ask(self.page_for(error, "browse"))
             if wish == "browse":
-                place = await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK))
-                if not place:
-                    return False
+                place = ""
+        return False
+
+    async def other_place(self, find: "Callable[[], tuple[Drive, ...]]") -> str:
+        place = await self.ask(Drives(find))
+        if place == _TYPED:
+            return await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK))
+        return place
 
     @work(exclusive=True, group="story")
     async def leave(self) -> None:
@@ -94,23 +187,26 @@ class PrepareApp(SetupApp):
 
 _PROGRESS = (
     "The files are being written to the backup, then the whole backup is read again and compared.\n\n"
-    "If you quit now, what was written so far is removed."
+    "ESC cancels: what was written so far is removed."
 )
 _OTHER_DISK = (
-    "Type a device (a USB stick such as /dev/sdc), the path of a floppy image (it is made if it is not there), or "
-    "a folder. asr.sif and setup.log are written there; other files stay."
+    "Type a device, the path of a floppy image (it is made if it is not there), or a folder. asr.sif and setup.log "
+    "are written there; other files stay."
 )
 
 
-class Welcome(Page[None]):
-    """Page 18, first part."""
+class Welcome(Page[str]):
+    """Page 18, first part. Answers "next", or "add" to choose data volumes."""
 
     HEADING = "Welcome to the Automated System Recovery Preparation Wizard"
-    BINDINGS = key("n", "answer(None)", "Next") + key("enter", "answer(None)")
+    BINDINGS = (key("n", "answer('next')", "Next") + key("enter", "answer('next')") + key("a", "answer('add')", "Add")
+                + key("c", "verdict", "Verdict"))
     EXPLANATION = (
         "An ASR set is one backup file and one small disk that belong together. With the two and the recovery "
         "medium, this computer can be brought back after its disks were lost.\n\n"
-        "The backup must lie on a disk that recovery does not format, or on the network."
+        "The backup must lie on a disk that recovery does not format, or on the network.\n\n"
+        "What is listed in red is not in the set. A adds volumes on other disks; C shows what recovery will make of "
+        "each device of this computer."
     )
     WARNING = _NO_SET
 
@@ -132,53 +228,215 @@ class Welcome(Page[None]):
             f"      Size         {human(self.survey.used)} before compression\n"
             f"      Verdict      {verdict(self.survey.findings)}"
         )
-        if self.survey.left_out:
-            yield text("NOT protected:", "heading")
-            lines = [line for d in self.survey.left_out for line in difference_lines(d)]
-            yield Listing(lines, height=min(len(lines) + 2, 6))
-        yield text("   •  To continue, press N.")
+        yield from not_protected(self.survey.left_out, 6)
+        yield text("   •  To continue, press N." + ("  To add a volume, press A." if self.survey.more else ""))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.survey.more) if parameters == ("add",) else super().check_action(action, parameters)
+
+    def action_verdict(self) -> None:
+        self.app.push_screen(Findings(self.survey))
 
 
-class BackupDestination(Page["Destination"]):
-    """Page 18, second part: asks until there is a place that will do, and says in words why one won't."""
+def not_protected(left_out: "Sequence[Difference]", height: int, heading: str = "NOT protected:") -> Iterable[Widget]:
+    """In red: the one thing that must not be overlooked."""
+    if left_out:
+        yield text(heading, "lacking")
+        lines = [line for d in left_out for line in difference_lines(d)]
+        yield Listing(lines, height=min(len(lines) + 2, height), classes="lacking")
 
-    HEADING = "Backup Destination"
+
+class Findings(Sheet):
+    """What `asr check` says."""
+
+    HEADING = "What recovery will make of this computer"
     EXPLANATION = (
-        "Type a folder, or the path of the file to write. The disk must be mounted.\n\n"
-        "A disk that recovery formats is refused: the backup would be lost just when it is needed."
+        "A line for each device and file system. What has no word after it comes back as it is.\n\n"
+        "asr check prints the same at any time."
+    )
+
+    def __init__(self, survey: "Survey"):
+        super().__init__()
+        self.survey = survey
+
+    def content(self) -> Iterable[Widget]:
+        lines = [part for line in as_lines(self.survey.findings).splitlines()
+                 for part in wrap(line, TEXT_WIDTH - 4, subsequent_indent="    ")]
+        yield Listing(lines, height=18)
+
+
+class DataVolumes(Page["tuple[str, ...] | None"]):
+    """Which data volumes are in the set, too. Answers their mount points, None to leave it as it is."""
+
+    HEADING = "Data volumes"
+    BINDINGS = key("space", "mark", "Mark") + key("enter", "done", "OK") + key("escape", "answer(None)", "Cancel")
+    EXPLANATION = (
+        "By default a set has the system alone: what its own disks hold. SPACE marks a volume on another disk, with *, "
+        "to be in the set, too, and takes the mark away.\n\n"
+        "Its disk then becomes one of the set's: recovery makes it anew and restores it, and the backup cannot lie "
+        "on it."
     )
     WARNING = _NO_SET
 
-    def __init__(self, survey: "Survey", place: str = ""):
+    def __init__(self, survey: "Survey"):
+        super().__init__()
+        self.volumes = survey.more
+        self.marked = {volume.point for volume in survey.more if volume.added}
+
+    def content(self) -> Iterable[Widget]:
+        yield text("These are on disks that the system does not need. Mark what is to be in the set, too:")
+        yield Marks([], height=12)
+        yield text("CAUTION: Recovery then formats their disks, too, and the backup cannot lie on them.", "heading")
+
+    def on_mount(self) -> None:
+        self.show_marks()
+
+    def show_marks(self) -> None:
+        self.query_one(Marks).show([
+            f"{'*' if v.point in self.marked else ' '} {shortened(v.point, 34):<34} {human(v.used):>12}  "
+            f"{' '.join(v.disks)[:18]}" for v in self.volumes])
+
+    def action_mark(self) -> None:
+        self.marked ^= {self.volumes[self.query_one(Marks).chosen].point}
+        self.show_marks()
+
+    def action_done(self) -> None:
+        self.answer(tuple(sorted(self.marked)))
+
+
+class BackupDestination(Page["Destination | None"]):
+    """Page 18, second part: asks until there is a place that will do, and says in words why one won't.
+
+    Answers None to browse; `typed` are the place and the name as they are now.
+    """
+
+    HEADING = "Backup Destination"
+    # First of all that is pressed: a letter that follows in a hurry goes to the other field already.
+    BINDINGS = [*key("f4", "answer(None)", "Browse"), Binding("tab", "other", show=False, priority=True)]
+    EXPLANATION = (
+        "Type a folder, or choose a volume with F4. A volume that is not mounted is named by its device, mounted as "
+        "long as it is needed, and unmounted again. TAB goes to the name and back.\n\n"
+        "A disk that recovery formats is refused: the backup would be lost just when it is needed.\n\n"
+        "ENTER checks the place, and writes a little there to see how fast it is."
+    )
+    WARNING = _NO_SET
+
+    def __init__(self, survey: "Survey", place: str = "", name: str = ""):
         super().__init__()
         self.survey = survey
-        self.place = place
+        self.typed = (place, name)
+        self.checking = False
 
     def content(self) -> Iterable[Widget]:
         disks = ", ".join(disk.path for disk in self.survey.draft.layout.disks)
-        yield text("Where should the backup be written? Type a folder or a file name.")
-        yield Field(self.place, select_on_focus=False)
-        yield text(f"About {human(self.survey.used)} of files will be compressed. The backup cannot lie on {disks}: "
-                   "recovery formats that.")
-        yield Lines(8)
+        yield text("Where should the backup be written? A folder, or a volume's device:")
+        yield Field(self.typed[0], select_on_focus=False, id="place")
+        yield text("Its name; left empty, it is the computer's name and the time:")
+        yield Field(self.typed[1], select_on_focus=False, id="name")
+        yield text(f"About {human(self.survey.used)} of files become about {human(backup_size(self.survey.used))}. "
+                   f"The backup cannot lie on {disks}: recovery formats that.")
+        yield Lines(6)
 
     def show_keys(self) -> None:
-        self.bar.show("ENTER=Next  F1=Help  F3=Quit")
+        self.bar.show("ENTER=Next  F4=Browse  TAB=Name  F1=Help  F3=Quit")
 
     def on_mount(self) -> None:
-        self.query_one(Input).cursor_blink = False
+        for field in self.query(Input):
+            field.cursor_blink = False
 
-    @work(exclusive=True)
-    async def on_input_submitted(self, message: Input.Submitted) -> None:
-        if not message.value.strip():
-            return
+    def action_other(self) -> None:
+        self.focus_next(Input)
+
+    def on_input_changed(self) -> None:
+        self.typed = tuple(field.value.strip() for field in self.query(Input))      # type: ignore[assignment]
+
+    def on_input_submitted(self) -> None:
+        if self.typed[0] and not self.checking:
+            self.checking = True
+            self.look()
+
+    @work
+    async def look(self) -> None:
+        lines = self.query_one(Lines)
+        lines.show("Looking at the place, and how fast it is...")
         try:
-            self.answer(await asyncio.to_thread(
-                self.setup.story.destination, self.survey, message.value.strip()))
+            self.answer(await asyncio.to_thread(self.setup.story.destination, self.survey, *self.typed))
         except AsrError as error:
-            self.query_one(Lines).show(*wrapped(error.message), "", *wrapped(error.hint))
+            lines.show(*wrapped(error.message), "", *wrapped(error.hint))
         except Exception as error:
             self.fail(error)
+        finally:
+            self.checking = False
+
+
+class Places(Page[str]):
+    """Page 18, Browse: every volume and network place. Answers one, "" to go back."""
+
+    HEADING = "Browse for a backup destination"
+    BINDINGS = key("enter", "choose", "Choose") + key("f5", "look", "Refresh") + key("escape", "answer('')", "Cancel")
+    EXPLANATION = (
+        "Each volume of this computer, and each network place that is mounted, with what is free there. A place with "
+        "- before it won't do: below the list it says why.\n\n"
+        "Connect a disk or mount a network place, then press F5 to look again. A volume that is not mounted is "
+        "mounted as long as it is needed."
+    )
+    WARNING = _NO_SET
+
+    def __init__(self, survey: "Survey", find: "Callable[[], tuple[Place, ...]]"):
+        super().__init__()
+        self.survey = survey
+        self.find = find
+        self.places: tuple[Place, ...] = ()
+
+    def content(self) -> Iterable[Widget]:
+        yield text(f"The backup needs about {human(backup_size(self.survey.used))}.")
+        yield Lines(1)
+        yield Marks(["Looking..."], height=11)
+        yield Lines(3, id="why")
+
+    def on_mount(self) -> None:
+        self.query_one(Lines).show("  " + _PLACE.format("Label", "Place", "File system", "Free"))
+        self.action_look()
+
+    @work(exclusive=True)
+    async def action_look(self) -> None:
+        marks = self.query_one(Marks)
+        marks.show(["Looking..."])
+        try:
+            self.places = await asyncio.to_thread(self.find)
+        except Exception as error:
+            return self.fail(error)
+        marks.show([place_line(place) for place in self.places] or ["There is none."])
+        self.show_keys()
+        self.say_why()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.places) if action == "choose" else super().check_action(action, parameters)
+
+    def on_marks_moved(self) -> None:
+        self.say_why()
+
+    def say_why(self) -> None:
+        place = self.chosen
+        self.query_one("#why", Lines).show(*wrapped(place.refused if place else ""))
+
+    @property
+    def chosen(self) -> "Place | None":
+        at = self.query_one(Marks).chosen
+        return self.places[at] if at < len(self.places) else None
+
+    def action_choose(self) -> None:
+        if self.chosen and not self.chosen.refused:
+            self.answer(self.chosen.where)
+
+
+_PLACE = "  {:<15.15} {:<26} {:<13.13} {:>10}"
+
+
+def place_line(place: "Place") -> str:
+    free = human(place.free) if place.free or not place.refused else ""
+    return ("-" if place.refused else " ") + _PLACE.format(
+        place.label, shortened(place.where, 26), f"[{place.type}]", free)[1:]
 
 
 class Completing(Page[bool]):
@@ -207,15 +465,42 @@ class Completing(Page[bool]):
         yield text(
             f"      Computer     {self.survey.draft.host}\n"
             f"      Backup       {shortened(where, TEXT_WIDTH - 19)}\n"
-            f"      Size         {human(self.survey.used)} before compression\n"
-            f"      Free there   {human(self.destination.free)}"
+            f"      Size         about {human(backup_size(self.survey.used))}, of {human(self.survey.used)} of files\n"
+            f"      Free there   {human(self.destination.free)}\n"
+            f"      Time         {self._time()}"
         )
         for warning in self.destination.warnings:
             yield text(f"CAUTION: {warning}", "heading")
         yield bullets("To start the backup, press F.", "To go back, press ESC.")
 
+    def _time(self) -> str:
+        speed = self.destination.speed
+        minutes = -int(-seconds_for(self.survey.used, speed) // 60)
+        return f"about {minutes} minute{'s' * (minutes != 1)}; the place took {human(speed)} in a second"
 
-class Selecting(Work):
+
+class Cancellable(Work):
+    """Work that ESC ends, after a question; what it wrote is removed then."""
+
+    BINDINGS = key("escape", "cancel", "Cancel")
+    CANCEL = "To cancel the backup, press F3."
+
+    def action_cancel(self) -> None:
+        self.app.push_screen(LeaveQuestion(self.WARNING, self.CANCEL), self._maybe_cancel)
+
+    def _maybe_cancel(self, agreed: bool | None) -> None:
+        if agreed:
+            self.cancelled.set()
+
+
+class Backing(Cancellable, ProgressPage):
+    """Page 19, second part."""
+
+    def __init__(self) -> None:
+        super().__init__("Backup Progress", _PROGRESS, f"{_NO_SET} What was written so far is removed.")
+
+
+class Selecting(Cancellable):
     """Page 19, first part: the files are counted, since nobody knows yet how many there are."""
 
     HEADING = "Selection Information"
@@ -241,9 +526,9 @@ class InsertDiskette(Page[str]):
     HEADING = "The backup is complete."
     BINDINGS = key("enter", "place", "OK") + key("b", "answer('')", "Other Disk")
     EXPLANATION = (
-        "The floppy disk must be formatted for FAT, as floppy disks are sold. ASR's two files are written to it; "
-        "other files stay.\n\n"
-        "Without a floppy drive, press B and name a USB stick, a floppy image or a folder."
+        "ASR's two files are written to the disk. If it is not blank, the wizard says what is on it and asks; if it is "
+        "not formatted, the wizard offers to do that.\n\n"
+        "B offers USB sticks, memory cards, floppy images and folders."
     )
     WARNING = _NO_DISK
 
@@ -259,6 +544,53 @@ class InsertDiskette(Page[str]):
 
     def action_place(self) -> None:
         self.answer(self.place)
+
+
+class Drives(Page[str]):
+    """Page 20 where there is no floppy drive, or another disk is wanted. Answers a device, _TYPED, or "" to go back."""
+
+    HEADING = "Where should the ASR disk be written?"
+    BINDINGS = (key("enter", "choose", "Choose") + key("t", "answer('?')", "Type a Path") + key("f5", "look", "Refresh")
+                + key("escape", "answer('')", "Back"))
+    EXPLANATION = (
+        "Floppy drives, USB sticks and memory cards. Recovery information will be written to the one that you choose; "
+        "what else is on it stays. If it is not blank, the wizard says what is on it and asks.\n\n"
+        "Several computers' ASR disks can be on one stick: each has a folder of its own, and recovery asks which.\n\n"
+        "T takes the path of a floppy image or a folder instead."
+    )
+    WARNING = _NO_DISK
+
+    def __init__(self, find: "Callable[[], tuple[Drive, ...]]"):
+        super().__init__()
+        self.find = find
+        self.drives: tuple[Drive, ...] = ()
+
+    def content(self) -> Iterable[Widget]:
+        yield text("Connect a USB stick and press F5, or insert a diskette. Then choose it:")
+        yield Marks(["Looking..."], height=11)
+        yield bullets("To use the one that is shown in reverse, press ENTER.",
+                      "To name a floppy image or a folder, press T.")
+
+    def on_mount(self) -> None:
+        self.action_look()
+
+    @work(exclusive=True)
+    async def action_look(self) -> None:
+        marks = self.query_one(Marks)
+        marks.show(["Looking..."])
+        try:
+            self.drives = await asyncio.to_thread(self.find)
+        except Exception as error:
+            return self.fail(error)
+        marks.show([f"{drive.device:<14}  {drive.description}" for drive in self.drives]
+                   or ["There is no floppy drive and no USB stick."])
+        self.show_keys()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.drives) if action == "choose" else super().check_action(action, parameters)
+
+    def action_choose(self) -> None:
+        self.answer(self.drives[self.query_one(Marks).chosen].device)
 
 
 class Writing(Work):
@@ -300,26 +632,54 @@ class Label(Page[None]):
         yield bullets("To continue, press ENTER.")
 
 
-class Complete(Page[None]):
-    """What was achieved, and what was not."""
+class Complete(Page[str]):
+    """Page 22: what was achieved, and what was not. Answers "add", "report" or "finish"."""
 
     HEADING = "The ASR set is complete."
-    BINDINGS = key("enter", "answer(None)", "Finish") + key("f3", "answer(None)")
+    BINDINGS = (key("enter", "answer('finish')", "Finish") + key("f3", "answer('finish')")
+                + key("r", "answer('report')", "Report") + key("a", "answer('add')", "Add"))
     EXPLANATION = (
         "To recover this computer, start it from the recovery medium, press F2, and insert the ASR disk.\n\n"
-        "Prepare a new set whenever the system, its boot loader or its disks have changed."
+        "Prepare a new set whenever the system, its boot loader or its disks have changed.\n\n"
+        "A chooses volumes on other disks to protect, and makes another set with them."
     )
 
     def __init__(self, survey: "Survey", unlike: "tuple[Difference, ...]" = ()):
         super().__init__()
+        self.survey = survey
         self.missing = (*survey.left_out, *unlike)
 
     def content(self) -> Iterable[Widget]:
         yield text("The backup and the ASR disk were read back and match.")
         if self.missing:
-            yield text("These are NOT protected:", "heading")
-            lines = [line for d in self.missing for line in difference_lines(d)]
-            yield Listing(lines, height=min(len(lines) + 2, 10))
+            yield from not_protected(self.missing, 9, "NOT protected:" if self.missing == self.survey.left_out else
+                                     "NOT protected, or not as it was:")
         else:
             yield text("Everything that is mounted from this computer's disks is protected.")
-        yield bullets("To finish, press ENTER.")
+        more = ["To make another set that has more volumes, press A."] if self.survey.more else []
+        yield bullets("To finish, press ENTER.", "To read the report, press R.", *more)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.survey.more) if parameters == ("add",) else super().check_action(action, parameters)
+
+
+class Report(Page[bool]):
+    """A set's report. Answers whether it is to be saved somewhere."""
+
+    HEADING = "Report"
+    BINDINGS = key("w", "answer(True)", "Save Copy") + key("enter", "answer(False)") + key(
+        "escape", "answer(False)", "Back")
+    EXPLANATION = (
+        "What is in the set, and what is not. The arrow keys, PAGE UP and PAGE DOWN move. W saves a copy; the report "
+        "itself stays where the line below it says."
+    )
+
+    def __init__(self, said: str, path: str):
+        super().__init__()
+        self.said, self.path = said, path
+
+    def content(self) -> Iterable[Widget]:
+        lines = [part for line in self.said.splitlines()
+                 for part in wrap(line, TEXT_WIDTH - 4, subsequent_indent="    ") or [""]]
+        yield Listing(lines, height=16)
+        yield text(self.path)

@@ -17,8 +17,21 @@ from bootenv.layout import Disk, human
 
 from .app import CHOOSE_KEYBOARD, SetupApp
 from .files import restore_files
-from .screens import ChecksPage, Notice, Page, Passphrase, Work, bullets, key, seconds, set_lines, text
-from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, shortened, wrapped
+from .screens import (
+    ChecksPage,
+    Looking,
+    Notice,
+    Page,
+    Passphrase,
+    Work,
+    bullets,
+    key,
+    seconds,
+    set_lines,
+    text,
+    when,
+)
+from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, Marks, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.asr_disk import AsrDisk
@@ -86,8 +99,7 @@ class RecoverApp(SetupApp):
         """From as many disks as there are; nothing is changed on them."""
         while await self.ask(DriverDisk(self.story.release())):
             try:
-                await self.show(Looking())
-                loaded = await asyncio.to_thread(self.story.load_drivers)
+                loaded = await self.ask(Looking("Setup is loading drivers and firmware...", self.story.load_drivers))
             except Exception as error:
                 if await self.ask(self.page_for(error, "cancel")) == "cancel":
                     return
@@ -104,13 +116,32 @@ class RecoverApp(SetupApp):
         self.wanted = True
 
     async def asr_disk(self) -> "AsrDisk | None":
-        """The ASR disk that is in a drive now; None when the technician went back."""
+        """The set to recover: of the ASR disk in a drive, or of a copy; None when the technician went back."""
         while True:
             try:
-                return await self.ask(InsertDisk())
+                found = await self.ask(InsertDisk())
+                if len(found) < 2:
+                    return found[0] if found else None
+                return await self.ask(Sets("Which computer?", found))
             except Exception as error:
-                if await self.ask(self.page_for(error, "cancel")) == "cancel":
+                wish = await self.ask(self.page_for(error, "copy", "cancel"))
+                if wish == "cancel":
                     return None
+                disk = await self.copy() if wish == "copy" else None
+            if disk:
+                return disk
+
+    async def copy(self) -> "AsrDisk | None":
+        """A copy of asr.sif, when the disk is lost or damaged and the backup is at hand."""
+        try:
+            found = await self.ask(Looking("Setup is looking for backups...", self.story.find_copies, _UNCHANGED))
+            if not found:
+                raise NoAsrDisk("No backup of an ASR set was found on this computer's volumes.",
+                                hint="Connect the disk that holds the backup and press ENTER.")
+            return await self.ask(Sets("Use the copy in which backup?", found))
+        except Exception as error:
+            await self.ask(self.page_for(error))
+            return None
 
     async def recovered(self, disk: "AsrDisk") -> bool:
         """One attempt, from the checks to the last file copied."""
@@ -148,6 +179,8 @@ class RecoverApp(SetupApp):
             secrets[lock.container.id] = answer
         return secrets
 
+
+_UNCHANGED = "Nothing was changed yet."
 
 _SAVED_HEADER = (
     "This volume gets the header that was saved with the backup. All its passphrases and keys stay as they were. "
@@ -281,10 +314,6 @@ class DriverDisk(Page[bool]):
         yield text("To continue, press ENTER. To go back, press ESC.")
 
 
-class Looking(Page[None]):
-    HEADING = "Setup is loading drivers and firmware..."
-
-
 class Drivers(Notice):
     """What became of each."""
 
@@ -330,10 +359,13 @@ class Welcome(Page[str]):
         )
 
 
-class InsertDisk(Page["AsrDisk | None"]):
-    """Page 5: looks for the ASR disk until there is one, and says which set it is of."""
+class InsertDisk(Page["tuple[AsrDisk, ...]"]):
+    """Page 5: looks for the ASR disk until there is one, and says which set it is of. Answers () to go back.
 
-    BINDINGS = key("escape", "answer(None)")
+    Of several sets it answers all at once: which it is to be, another page asks.
+    """
+
+    BINDINGS = key("escape", "answer(())")
     EXPLANATION = (
         "Insert the disk that is labeled Automated System Recovery Disk with the name of this computer. Setup "
         "looks in every floppy drive and on every USB stick, and goes on by itself once it has found the disk.\n\n"
@@ -345,7 +377,7 @@ class InsertDisk(Page["AsrDisk | None"]):
     def __init__(self) -> None:
         super().__init__()
         self.pressed = asyncio.Event()
-        self.disk: AsrDisk | None = None
+        self.found: tuple[AsrDisk, ...] = ()
 
     def content(self) -> Iterable[Widget]:
         yield text(
@@ -362,8 +394,8 @@ class InsertDisk(Page["AsrDisk | None"]):
     def on_key(self, event: events.Key) -> None:
         if self.has_key(event):
             return
-        if self.disk:
-            self.answer(self.disk)
+        if self.found:
+            self.answer(self.found)
         self.pressed.set()
 
     @work
@@ -372,27 +404,65 @@ class InsertDisk(Page["AsrDisk | None"]):
             asked = self.pressed.is_set()
             self.pressed.clear()
             try:
-                disk = await asyncio.to_thread(self.setup.story.find_set)
+                found = await asyncio.to_thread(self.setup.story.find_sets)
             except NoAsrDisk as error:
                 if asked:
                     return self.fail(error)
             except Exception as error:
                 return self.fail(error)
             else:
-                return self._found(disk)
+                return self._show(found)
             await self._wait()
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.pressed.wait(), _LOOK_EVERY * self.setup.tick)
 
-    def _found(self, disk: "AsrDisk") -> None:
-        self.disk = disk
-        self.query_one(Lines).show(f"An ASR disk was found: {disk.description}", "", *set_lines(disk.set))
+    def _show(self, found: "tuple[AsrDisk, ...]") -> None:
+        self.found = found
+        if len(found) > 1:
+            return self.answer(found)
+        self.query_one(Lines).show(f"An ASR disk was found: {found[0].description}", "", *set_lines(found[0].set))
         self.count_down(_FOUND)
 
     def time_is_up(self) -> None:
-        self.answer(self.disk)
+        self.answer(self.found)
+
+
+class Sets(Page["AsrDisk | None"]):
+    """Which of several sets? None goes back. Nothing is chosen by itself: the wrong one would cost the disks."""
+
+    BINDINGS = key("enter", "choose", "Choose") + key("escape", "answer(None)", "Back")
+    EXPLANATION = (
+        "Each line is an ASR set that was found. The arrow keys move; below the list is what is known of the set that "
+        "is shown in reverse. ENTER takes it.\n\n"
+        "Take the set of the computer that stands before you. Nothing is changed yet."
+    )
+    WARNING = "Nothing was changed yet."
+
+    def __init__(self, heading: str, found: "tuple[AsrDisk, ...]"):
+        super().__init__()
+        self.HEADING = heading
+        self.found = found
+
+    def content(self) -> Iterable[Widget]:
+        yield Marks([f"{when(disk.set.created)}  {shortened(disk.set.host, 20):<20}  {shortened(disk.description, 27)}"
+                     for disk in self.found], height=10)
+        yield Lines(5)
+        yield bullets("To recover from the set that is shown in reverse, press ENTER.")
+
+    def on_mount(self) -> None:
+        self.on_marks_moved()
+
+    def on_marks_moved(self) -> None:
+        self.query_one(Lines).show(*set_lines(self.chosen.set))
+
+    @property
+    def chosen(self) -> "AsrDisk":
+        return self.found[self.query_one(Marks).chosen]
+
+    def action_choose(self) -> None:
+        self.answer(self.chosen)
 
 
 class Disks(Page[None]):

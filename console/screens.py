@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual import events, work
 from textual.app import ComposeResult
@@ -21,7 +21,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from bootenv import run
-from bootenv.errors import AsrError, NewerSchema
+from bootenv.errors import AsrDiskNotBlank, AsrError, NewerSchema
 from bootenv.events import Difference, Progress
 
 from .widgets import HEIGHT, TEXT_WIDTH, Field, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
@@ -219,21 +219,26 @@ class Leaving(Page[None]):
 _EXPLAINED = {
     "browse": "To name another place, press B.",
     "retry": "To try again, press ENTER.",
+    "copy": "To use the copy that is in the backup, press U.",
+    "format": "To format this disk, press F. What is on it, if anything, is lost.",
     "agree": "To format the disks without it, and connect it later, press F8.",
     "cancel": "To go back without changing anything, press ESC.",
 }
 
 
+def explanation(kind: type[AsrError]) -> list[str]:
+    """What `asr explain` and F1 say of an error: its number and title, the cause, what was not touched, what to do."""
+    return [f"ASR-{kind.number:03d}: {kind.title}", kind.cause,
+            kind.untouched or "What had been changed before is said where the error appears.", kind.remedy]
+
+
 class ErrorPage(Page[str]):
     """What is wrong, what was not touched, what to do. Answers "retry", or what else was offered."""
 
-    EXPLANATION = (
-        "Setup could not go on. This page says what is wrong, what was and was not changed, and what you can do.\n\n"
-        "Put right what is wrong and press ENTER: Setup tries the same thing again, from where it can be "
-        "repeated safely. D shows the log, which has all messages of the programs that Setup ran."
-    )
     BINDINGS = (
         key("b", "answer('browse')", "Browse")
+        + key("u", "answer('copy')", "Use Copy")
+        + key("f", "answer('format')", "Format")
         + key("f8", "answer('agree')", "Agree")
         + key("enter", "answer('retry')", "Retry")
         + key("escape", "answer('cancel')", "Cancel")
@@ -243,6 +248,8 @@ class ErrorPage(Page[str]):
 
     def __init__(self, error: AsrError, *offers: str, heading: str = "", changed: str = ""):
         super().__init__()
+        self.EXPLANATION = "\n\n".join(explanation(type(error))) + (
+            "\n\nENTER tries the same thing again, from where it can be repeated safely. D shows the end of the log.")
         brief = len(error.message) <= 2 * TEXT_WIDTH
         self.HEADING = heading or (error.message if brief else "Setup cannot continue.")
         self.error = error
@@ -255,8 +262,10 @@ class ErrorPage(Page[str]):
         for paragraph in (message, self.untouched, self.error.hint):
             if paragraph:
                 yield text(paragraph)
-        yield bullets(*(_EXPLAINED[o] for o in _EXPLAINED if o in self.offers),
-                      self.setup.QUIT)
+        explained = _EXPLAINED
+        if isinstance(self.error, AsrDiskNotBlank):
+            explained = _EXPLAINED | {"agree": "To use this disk all the same, press F8."}
+        yield bullets(*(explained[offer] for offer in explained if offer in self.offers), self.setup.QUIT)
         yield text(f"Error {self.error.code}")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -499,6 +508,30 @@ def set_lines(set: "AsrSet") -> list[str]:
 def when(time: datetime) -> str:
     """The live system does not know the time zone of the machine: UTC, and it says so."""
     return f"{time:%Y-%m-%d %H:%M} UTC"
+
+
+class Looking(Page[Any]):
+    """While something is looked at that takes its time. Answers what that returns, raises what it raises."""
+
+    EXPLANATION = "Disks, volumes and network places are looked at. Nothing on them is changed."
+
+    def __init__(self, heading: str, look: "Callable[[], Any]", warning: str = ""):
+        super().__init__()
+        self.HEADING, self.WARNING = heading, warning
+        self.look = look
+
+    def content(self) -> Iterable[Widget]:
+        yield text("Please wait. This takes some seconds.")
+
+    def on_mount(self) -> None:
+        self.work_on()
+
+    @work
+    async def work_on(self) -> None:
+        try:
+            self.answer(await to_thread(self.look))
+        except Exception as error:
+            self.fail(error)
 
 
 class Browse(Page[str]):

@@ -10,6 +10,7 @@ from textual import events
 from textual.color import Color
 from textual.filter import LineFilter
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input
@@ -159,8 +160,8 @@ class Gauge(Widget):
 class Listing(Widget, can_focus=True):
     """A list box: a single line around lines of text that the arrow keys move."""
 
-    def __init__(self, lines: Sequence[str], *, height: int, at_end: bool = False):
-        super().__init__()
+    def __init__(self, lines: Sequence[str], *, height: int, at_end: bool = False, classes: str = ""):
+        super().__init__(classes=classes)
         self.lines = [drawable(line) for line in lines]
         self.rows = height - 2
         self.top = max(0, len(self.lines) - self.rows) if at_end else 0
@@ -205,6 +206,38 @@ class Listing(Widget, can_focus=True):
         if y == 0:
             return f" {above} more above ─" if above > 0 else ""
         return f" {below} more below ─" if below > 0 else ""
+
+
+class Marks(Listing):
+    """A list box with a line that is chosen."""
+
+    _CURSOR = Style(color="black", bgcolor="white")
+
+    class Moved(Message):
+        """Another line is chosen."""
+
+    def __init__(self, lines: Sequence[str], *, height: int):
+        super().__init__(lines, height=height)
+        self.chosen = 0
+
+    def show(self, lines: Sequence[str]) -> None:
+        self.lines = [drawable(line) for line in lines]
+        self._move(0)
+        self.refresh()
+
+    def _move(self, by: int) -> None:
+        self.chosen = max(0, min(self.chosen + by, len(self.lines) - 1))
+        self.top = max(0, min(self.top, self.chosen, len(self.lines) - self.rows), self.chosen - self.rows + 1)
+        self.refresh()
+        self.post_message(self.Moved())
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        if y - 1 + self.top != self.chosen or not 0 < y <= self.rows or not self.lines:
+            return strip
+        line = strip.text
+        return Strip([Segment(line[:1], self.rich_style), Segment(line[1:-1], self._CURSOR),
+                      Segment(line[-1:], self.rich_style)])
 
 
 def drawable(text: str) -> str:

@@ -2,10 +2,22 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
-from bootenv.check import LOSS, NOT_RECOVERABLE, RECOVERABLE, Finding, verdict
+from bootenv.check import (
+    LOSS,
+    NOT_RECOVERABLE,
+    RECOVERABLE,
+    Finding,
+    check,
+    critical_part,
+    data_volumes,
+    verdict,
+)
+from bootenv.layout import Disk, Filesystem, Mount, Partition
+from bootenv.probe import Mounted, probe
 from console.__main__ import main
 from tests.conftest import MACHINES
 from tests.record import replayed
@@ -26,6 +38,34 @@ def test_the_exit_status_is_the_verdict(machine, status, monkeypatch, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["verdict"] == (RECOVERABLE, LOSS, NOT_RECOVERABLE)[status]
     assert len(said["findings"]) == len(text.splitlines()) - 1
+
+
+def with_data_disk():
+    """The recorded machine lvm-bookworm, and another disk beside it with a file system at /srv/data."""
+    with replayed(MACHINES / "lvm-bookworm"):
+        layout = probe()
+    disk = Disk("data", "/dev/sdz", 2**33, label="gpt", label_id="data")
+    return replace(
+        layout, disks=(*layout.disks, disk),
+        partitions=(*layout.partitions, Partition("data/1", "data", 1, 2**20, 2**32, "X")),
+        filesystems=(*layout.filesystems, Filesystem("data-fs", "data/1", "swap"),
+                     Filesystem("d2", "data", "unknown")),
+        mounts=(*layout.mounts, Mount("data-fs", "/srv/data"), Mount("d2", "/srv/other")))
+
+
+def test_a_data_volume_brings_its_whole_disk_and_only_if_it_is_asked_for():
+    everything = with_data_disk()
+    system = critical_part(everything)
+    assert "/dev/sdz" not in {disk.path for disk in system.disks}
+    assert [mount.point for mount in data_volumes(everything, system)] == ["/srv/data"], "what can't be made is offered"
+    added = critical_part(everything, ("/srv/data",))
+    assert {disk.path for disk in added.disks} - {disk.path for disk in system.disks} == {"/dev/sdz"}
+    assert {mount.point for mount in added.mounts} >= {"/srv/data"} | {mount.point for mount in system.mounts}
+    mounted = [Mounted("/srv/data", "/dev/sdz1", "swap", "/")]
+    assert [f.verdict for f in check(everything, mounted) if f.device == "/srv/data"] == [LOSS]
+    assert [f.verdict for f in check(everything, mounted, ("/srv/data",)) if f.device == "/srv/data"] == []
+    # What else is on that disk comes with it, and this can't be made again.
+    assert verdict(check(everything, mounted, ("/srv/data",))) == NOT_RECOVERABLE
 
 
 def test_the_worst_finding_decides():

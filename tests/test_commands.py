@@ -96,3 +96,12 @@ def test_a_disk_and_a_backup_belong_together_or_not(tree, tmp_path, capsys):
     (tmp_path / "disk" / SIF).write_bytes(write_sif(replace(SET, id=new_id())))
     assert main(["verify", str(tmp_path / "b"), "--disk", str(tmp_path / "disk")]) == 1
     assert "Take the ASR disk that was made with this backup." in capsys.readouterr().err
+
+
+def test_a_backup_is_a_copy_of_its_asr_disk(tree, tmp_path, capsys):
+    for _ in write_backup(tmp_path / "b.tar.zst", [Source(tree)], ("asr.sif", write_sif(SET))):
+        pass
+    (tmp_path / "disk").mkdir()
+    assert main(["make-disk", "--from", str(tmp_path / "b.tar.zst"), "--disk", str(tmp_path / "disk")]) == 0
+    assert (tmp_path / "disk" / SIF).read_bytes() == write_sif(SET)
+    assert "Automated System Recovery Disk for sample" in capsys.readouterr().out

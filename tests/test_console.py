@@ -24,18 +24,21 @@ from textual.widgets import Input
 
 import bootenv.run
 from bootenv import errors, keymap
-from bootenv.asr_disk import AsrDisk
+from bootenv.asr_disk import AsrDisk, Drive
 from bootenv.backup import Entry
 from bootenv.check import LOSS, Finding
+from bootenv.destinations import Destination, Place
 from bootenv.drivers import Loaded
 from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
-from bootenv.prepare import Destination, Survey, label_of
+from bootenv.media import Medium
+from bootenv.prepare import DataVolume, Survey, label_of
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
+from bootenv.schedule import Job
 from bootenv.sif import AsrSet, BackupReference, write_sif
-from console import files, prepare, recover, restore, screens
+from console import backup, files, prepare, recover, restore, screens
 from console.__main__ import main, stage
 from console.app import SetupApp
 from console.widgets import Gauge, Listing, drawable, half_blocks
@@ -53,6 +56,10 @@ SET = AsrSet(
     backup=BackupReference("sample-20260314-1509.tar.zst", "/run/backup", label="BACKUP", files=6082, bytes=273579509),
 )
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
+OTHER = AsrDisk("/dev/sdc1", "/dev/sdc1 ASR 7,5G", replace(
+    SET, id="aaaaaaaa-6f0b-4a57-9a52-0d3c1c0e7a11", host="web2", created=datetime(2025, 11, 2, 8, 30, tzinfo=UTC)),
+    "web2")
+STICK = Drive("/dev/sdc1", "STICK  16000 MB  DataTraveler")
 BLANK = Choice(LAYOUT.disks[0], LAYOUT.disks[0], "same size", "blank", consent=False)
 FOREIGN = Choice(
     LAYOUT.disks[0], Disk("d1", "/dev/sda", 20 << 30, model="Samsung SSD 870 EVO", transport="sata"),
@@ -65,8 +72,23 @@ SURVEY = Survey(
     draft=replace(SET, id="", backup=BackupReference()),
     left_out=(Difference("/srv/data", "/dev/vdc1 [ext4] is not on a disk that the system needs."),), used=1900 << 20,
     findings=(Finding("/dev/vda", "[gpt] 3072 MB"),
-              Finding("/srv/data", "/dev/vdc1 [ext4]", LOSS, "It is not on a disk that the system needs.")))
-DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20)
+              Finding("/srv/data", "/dev/vdc1 [ext4]", LOSS, "It is not on a disk that the system needs.")),
+    more=(DataVolume("/srv/data", 700 << 20, ("/dev/vdc",)),))
+DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20, speed=30 << 20)
+PLACES = (
+    Place("/dev/sdb1", "/dev/sdb1", "ext4", "BACKUP", 40 << 30, 38 << 30),
+    Place("/mnt/server", "server:/export/backups", "nfs4", "", 90 << 30, 20 << 30),
+    Place("/", "/dev/vda3", "ext4", "root", 3 << 30, refused="/dev/vda3 lies on /dev/vda, which holds a part of this "
+          "system: recovery formats it, and the backup with it."),
+)
+MEDIA = (
+    Medium(FOUND, 130 << 20, datetime(2026, 3, 20, tzinfo=UTC)),
+    Medium(FoundBackup("/run/asr/volumes/vdc/web2.tar.zst.001", "/web2.tar.zst.001 on DATA (/dev/vdc)", OTHER.set),
+           9000 << 20, datetime(2026, 3, 20, tzinfo=UTC), 3),
+    Medium(replace(FOUND, set=replace(OTHER.set, host="laptop")), 77 << 20),
+)
+JOB = Job("nightly", "Sun 03:00", "/dev/disk/by-uuid/1234", "/mnt/stick", 4, 60)
+REPORT = "ASR set 5f0c\n" + "\n".join(f"line {n}" for n in range(40))
 
 
 def working(*events, outcome=None):
@@ -88,7 +110,7 @@ BACKING_UP = replace(RESTORING, status="Backing up files...")
 def boot_recovery(**changes):
     """bootenv.recover as it looks from the console, without a machine behind it."""
     return SimpleNamespace(**{
-        "find_set": lambda: DISK,
+        "find_sets": lambda: (DISK,),
         "checks": lambda disk, **_: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
         "match_disks": lambda disk: Match((BLANK,), LAYOUT),
         "locks": lambda _: (),
@@ -115,11 +137,16 @@ def os_restore(**changes):
 
 def preparation(**changes):
     return SimpleNamespace(**{
-        "destination": lambda survey, place: DESTINATION,
+        "find_places": lambda survey: PLACES,
+        "destination": lambda survey, place, name: DESTINATION,
         "select": lambda survey: working(Progress("Counting files...", 1, files=1), outcome="selection"),
         "prepare": lambda survey, destination, selection: working(BACKING_UP, outcome=SET),
-        "write_disk": lambda set, place: working(Progress(f"Writing {place}", 1, 2)),
+        "check_disk": lambda set, place, **_: None,
+        "find_drives": lambda set: (Drive("/dev/fd0", "floppy disk drive A:"), STICK),
+        "write_disk": lambda set, place, **_: working(Progress(f"Writing {place}", 1, 2)),
         "label_of": label_of,
+        "read_report": lambda set: REPORT,
+        "report_of": lambda set: "var/lib/asr/reports/20260314-150900.txt",
     } | changes)
 
 
@@ -135,7 +162,7 @@ class Counted:
 
 def raises(error):
     """A function that raises this, whatever it is called with."""
-    def raise_it(*_):
+    def raise_it(*_, **__):
         raise error
     return raise_it
 
@@ -219,8 +246,11 @@ def at_work(page, progress, *differences):
     return page
 
 
-def progress_page(heading, progress, *differences, seconds=251):
-    page = screens.ProgressPage(heading, "", "")
+def progress_page(heading, progress, *differences):
+    return at_minute_four(screens.ProgressPage(heading, "", ""), progress, *differences)
+
+
+def at_minute_four(page, progress, *differences, seconds=251):
     page.started -= seconds
     page.phase -= seconds
     page.copied = Progress(progress.status)
@@ -232,13 +262,20 @@ LOADED = [Loaded("megaraid_sas.ko"), Loaded("qla2xxx.ko", "It is for Linux 6.1.0
 DISK_ERRORS = {
     "error-no-asr-disk": (errors.NoAsrDisk(
         "Setup could not find an ASR disk in any drive.",
-        hint="Insert the disk labeled Automated System Recovery Disk and press ENTER."), "cancel"),
+        hint="Insert the disk labeled Automated System Recovery Disk and press ENTER."), "copy", "cancel"),
+    "error-disk-not-formatted": (errors.AsrDiskUnformatted(
+        "The disk in /dev/fd0 is not formatted, or not for any known system.",
+        hint="Insert another disk, or have this one formatted: what is on it, if anything, is lost then."),
+        "format", "browse"),
+    "error-disk-not-blank": (errors.AsrDiskNotBlank(
+        "/dev/fd0 is not blank. It is an ASR disk of web2, of 2025-11-02 08:30; that set stays. It holds letter.txt, "
+        "photos/; they stay.", hint="Insert another disk, or use this one all the same."), "agree", "browse"),
     "error-other-set": (errors.OtherSet(
         "The backup belongs to another ASR set: expected sample, 2026-03-14 15:09; found web2, 2025-11-02 08:30.",
         hint="Choose the backup that was made together with the ASR disk.", untouched="No file was restored."),
         "browse"),
     "error-damaged-sif": (errors.DamagedSif(
-        "The file ASR.SIF is damaged.", hint="Use another copy of the ASR disk."), "cancel"),
+        "The file ASR.SIF is damaged.", hint="Use another copy of the ASR disk."), "copy", "cancel"),
     "error-newer-schema": (errors.NewerSchema(
         "The ASR disk was written by a newer version.", hint="Use a newer recovery medium."),),
     "error-disk-too-small": (errors.DiskTooSmall(
@@ -277,8 +314,9 @@ PAGES = {
     "03-driver-disk": (lambda: recover.DriverDisk("6.12.1-amd64"), "Insert", None),
     "03-drivers": (lambda: recover.Drivers(LOADED), "in use", None),
     "04-welcome": (recover.Welcome, "Welcome", None),
-    "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_set=raises(errors.NoAsrDisk("none")))),
+    "05-insert-disk": (recover.InsertDisk, "any key", boot_recovery(find_sets=raises(errors.NoAsrDisk("none")))),
     "05-disk-found": (recover.InsertDisk, "Created", boot_recovery()),
+    "05-several-sets": (lambda: recover.Sets("Which computer?", (DISK, OTHER)), "web2", None),
     "06-checks": (lambda: screens.ChecksPage("Automated System Recovery is starting...", iter([
         Check("ASR disk of sample, created 2026-03-14 15:09 UTC"), Check("Firmware"),
         Check("Partitions and file systems: 3 to recreate"), Check("Recovery files on this medium"),
@@ -314,20 +352,41 @@ PAGES = {
         errors.CommandFailed("grub-install failed: cannot find a device for /boot/grub"),
         heading=restore._NOT_RECOVERED, changed=restore._PARTLY), "NOT", None),
     "15-failed": (lambda: restore.Result(SET, replace(RECOVERED, result="failed")), "NOT", None),
+    "16-welcome": (lambda: backup.WizardWelcome(Path("/nonexistent")), "wizard mode", None),
+    "16-choice": (lambda: backup.Choice(), "What do you", None),
+    "16-what": (lambda: backup.WhatToBackUp(), "Let me", None),
+    "16-choose": (lambda: backup.Chosen(lambda directory: BACKUP[directory], [b"etc"]), "home", None),
+    "16-begin": (lambda: backup.Begin(["/home/ann", "/etc"], Path("/mnt/files-20260314-1509.tar.zst"),
+                                      "/mnt is on the system's own volume: if its disk is lost, so is this backup."),
+                 "CAUTION", None),
+    "16-complete": (lambda: backup.FilesComplete(Path("/mnt/files-20260314-1509.tar.zst"), DIFFERENCES), "diff", None),
+    "17-advanced": (lambda: backup.Advanced(), "[Welcome]", None),
+    "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], [b"etc"]), "vmlinuz", None),
+    "17-media": (lambda: backup.Media(lambda: MEDIA), "BACKUP", None),
+    "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
+                "Keeps", None),
+    "17-sure": (lambda: backup.Sure("Remove the job nightly?", "The backups stay.", "To remove it"), "F8", None),
+    "17-verified": (lambda: backup.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
+    "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
+    "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
+    "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(4)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
+    "18-browse": (lambda: prepare.Places(SURVEY, lambda: PLACES), "BACKUP", preparation()),
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
         "This FAT volume holds files of up to 4 GB; a larger backup will not fit.",))), "CAUTION", preparation()),
     "19-selection": (lambda: at_work(prepare.Selecting(), Progress(
         "Counting files...", 106789012, item="usr/share/doc/bash", files=2345)), "2,345", preparation()),
-    "19-backup": (lambda: progress_page("Backup Progress", BACKING_UP), "37%", preparation()),
+    "19-backup": (lambda: at_minute_four(prepare.Backing(), BACKING_UP), "37%", preparation()),
     "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
+    "20-drives": (lambda: prepare.Drives(lambda: (Drive("/dev/fd0", "floppy disk drive A:"), STICK)), "Data", None),
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
+    "22-report": (lambda: prepare.Report(REPORT, "/var/lib/asr/reports/20260314-150900.txt"), "line 9", preparation()),
     "23-searching": (lambda: files.Searching(), "looking", None),
     "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))]), "from which", None),
-    "24-tree": (lambda: files.Tree("b", [b"etc/hosts"]), "home", None),
+    "24-tree": (lambda: files.Tree(lambda directory: BACKUP[directory], [b"etc/hosts"]), "home", None),
     "25-restored": (lambda: files.Restored("/run/asr/volumes/vda2/", RESTORING, DIFFERENCES), "differences", None),
     "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
     **{name: (lambda error=error: failed(*error), "Error ASR", None) for name, error in DISK_ERRORS.items()},
@@ -346,6 +405,15 @@ def in_backup(backup, directory):
     return BACKUP[directory]
 
 
+def in_the_middle(shown: str) -> str:
+    """The canvas on a terminal of 120x40, around which there is nothing."""
+    lines = shown.splitlines()
+    top = (40 - 25) // 2
+    assert not any(line.strip() for line in lines[:top] + lines[top + 25:])
+    assert not any(line[:20].strip() or line[100:].strip() for line in lines)
+    return "".join(line[20:].rstrip() + "\n" for line in lines[top:top + 25])
+
+
 @pytest.mark.parametrize("name", PAGES)
 async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(bootenv.run, "LOG", Path("/run/asr/setup.log"))
@@ -353,14 +421,21 @@ async def test_page_looks_as_it_should_and_has_help(name, golden, monkeypatch):
     monkeypatch.setattr(files.story, "entries", in_backup)
     seen = threading.Event()
     monkeypatch.setattr(files.story, "backups", lambda: seen.wait(30) and [])
+    monkeypatch.setattr(backup, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 3, 30, tzinfo=UTC)))
     page, ready, story = PAGES[name]
     app = OnePage(page(), story)
+    if name[:2] in ("16", "17"):
+        app.title, app.QUIT = backup.BackupApp.TITLE, prepare.PrepareApp.QUIT
     if name[:2] in ("18", "19", "20", "21", "22"):
         app.title, app.QUIT = prepare.PrepareApp.TITLE, prepare.PrepareApp.QUIT
     async with app.run_test(size=(80, 25)) as pilot:
         await until(pilot, ready)
         assert_canvas(app)
         golden(SCREENS / f"{name}.txt", screen_text(app))
+        await pilot.resize_terminal(120, 40)
+        await pilot.pause()
+        assert in_the_middle(screen_text(app)) == (SCREENS / f"{name}.txt").read_text()
+        await pilot.resize_terminal(80, 25)
         await pilot.press("f1")
         await until(pilot, "ESC=Back")
         assert_canvas(app)
@@ -380,7 +455,7 @@ async def test_boot_recovery_needs_nobody_once_the_disk_is_in(tmp_path):
 
 
 async def test_nothing_pressed_leads_to_the_welcome_page_and_changes_nothing(tmp_path):
-    story = boot_recovery(find_set=None, checks=None, match_disks=None, recover=None)
+    story = boot_recovery(find_sets=None, checks=None, match_disks=None, recover=None)
     async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Welcome to Setup")
     assert story.restart.times == 0
@@ -515,12 +590,12 @@ async def test_what_is_not_built_yet_says_so_and_goes_back(key, tmp_path):
 async def test_a_key_without_a_disk_says_so_and_a_disk_is_noticed_by_itself(tmp_path):
     drive = []
 
-    def find_set():
+    def find_sets():
         if not drive:
             raise errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")
-        return drive[0]
+        return tuple(drive)
 
-    async with recover_app(boot_recovery(find_set=find_set), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
+    async with recover_app(boot_recovery(find_sets=find_sets), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
         await insert_disk(pilot)
         await pilot.press("space")
         await until(pilot, "could not find an ASR disk")
@@ -531,7 +606,7 @@ async def test_a_key_without_a_disk_says_so_and_a_disk_is_noticed_by_itself(tmp_
 
 
 async def test_esc_goes_back_from_the_disk_prompt_and_from_its_error(tmp_path):
-    story = boot_recovery(find_set=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")))
+    story = boot_recovery(find_sets=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")))
     async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await insert_disk(pilot)
         await pilot.press("escape")
@@ -544,8 +619,62 @@ async def test_esc_goes_back_from_the_disk_prompt_and_from_its_error(tmp_path):
         await until(pilot, "Welcome to Setup")
 
 
+async def test_of_several_sets_nothing_is_chosen_by_itself(tmp_path):
+    taken = []
+
+    def checks(disk, **_):
+        taken.append(disk)
+        return iter([Check("Firmware")])
+
+    story = boot_recovery(find_sets=lambda: (DISK, OTHER), checks=checks,
+                          match_disks=raises(errors.TooFewDisks("None.")))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "Which computer?")
+        await asyncio.sleep(0.3)
+        assert taken == []
+        await until(pilot, "Computer     sample")
+        await pilot.press("down")
+        await until(pilot, "Computer     web2")
+        assert_canvas(pilot.app)
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+        await pilot.press("f2")
+        await until(pilot, "Which computer?")
+        await pilot.press("down", "enter")
+        await until(pilot, "None.")
+    assert taken == [OTHER]
+
+
+async def test_a_lost_disk_is_replaced_by_the_copy_in_a_backup_that_a_person_chooses(tmp_path):
+    copy = AsrDisk("", "/sample.tar.zst on BACKUP (/dev/vdb)", SET)
+    copies, taken = [], []
+    story = boot_recovery(
+        find_sets=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")),
+        find_copies=lambda: tuple(copies), checks=lambda disk, **_: taken.append(disk) or iter([Check("Firmware")]),
+        match_disks=raises(errors.TooFewDisks("None.")))
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await insert_disk(pilot)
+        await pilot.press("space")
+        await until(pilot, "U=Use Copy")
+        await pilot.press("u")
+        await until(pilot, "No backup of an ASR set was found")
+        copies.append(copy)
+        await pilot.press("enter")
+        await until(pilot, "Press any key when ready")
+        await pilot.press("space")
+        await until(pilot, "U=Use Copy")
+        await pilot.press("u")
+        await until(pilot, "Use the copy in which backup?")
+        assert_canvas(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "Firmware ...")
+    assert taken == [copy]
+
+
 async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
-    story = boot_recovery(find_set=raises(errors.DamagedSif("The file ASR.SIF is damaged.")))
+    story = boot_recovery(find_sets=raises(errors.DamagedSif("The file ASR.SIF is damaged.")))
     async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
         await pilot.press("f2")
@@ -553,14 +682,16 @@ async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
 
 
 async def test_what_is_typed_and_corrected_in_a_hurry_stays_in_order(tmp_path):
-    async with prepare.PrepareApp(preparation(), SURVEY).run_test(size=(80, 25)) as pilot:
-        await until(pilot, "Preparation Wizard")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
+    story = preparation(find_places=lambda survey: ())
+    async with prepare.PrepareApp(story, SURVEY).run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
         for name in "x", "y", "backspace", "backspace", "a", "b", "left", "c", "home", "d", "end", "e":
             character = name if len(name) == 1 else None
             pilot.app.post_message(events.Key(name, character))
         await until(pilot, "dacbe")
+        for name in "tab", "f", "g":
+            pilot.app.post_message(events.Key(name, name if len(name) == 1 else "\t"))
+        await until(pilot, "│ fg ")
 
 
 async def test_a_failed_check_stops_before_the_first_write_and_is_repeated_on_enter(tmp_path):
@@ -1050,10 +1181,8 @@ async def test_a_list_box_ends_where_its_lines_end():
 async def test_the_wizard_prepares_a_set_and_only_then_ends_with_0():
     app = prepare.PrepareApp(preparation(), SURVEY, tick=0.001)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/mnt", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
         await until(pilot, "formatted diskette")
@@ -1070,12 +1199,155 @@ async def test_a_refused_destination_is_explained_on_the_page_that_asks():
                                         hint="Choose a place on another disk or on the network.")
     app = prepare.PrepareApp(preparation(destination=raises(refused)), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/home", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "a disk that recovery will format")
         assert_canvas(app)
+
+
+async def to_the_destination(pilot):
+    await until(pilot, "press N")
+    await pilot.press("n")
+    await until(pilot, "Backup Destination")
+
+
+async def test_the_largest_suitable_volume_is_filled_in_and_another_is_browsed_for():
+    asked = []
+
+    def destination(survey, place, name):
+        asked.append((place, name))
+        return DESTINATION
+
+    app = prepare.PrepareApp(preparation(destination=destination), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        assert "│ /dev/sdb1 " in screen_text(app)
+        await pilot.press("tab", *"monday", "f4")
+        await until(pilot, "BACKUP")
+        assert_canvas(app)
+        await pilot.press("down", "down")
+        await until(pilot, "formats it, and the backup with it")
+        await pilot.press("enter")                     # what won't do can't be chosen
+        await pilot.pause()
+        await pilot.press("up", "enter")
+        await until(pilot, "│ /mnt/server ")
+        assert "│ monday " in screen_text(app)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("escape")
+        await until(pilot, "│ monday ")                # nothing that was typed is lost
+    assert asked == [("/mnt/server", "monday")]
+
+
+async def test_a_data_volume_is_added_and_the_machine_looked_at_anew():
+    looked = []
+
+    def look(add):
+        looked.append(add)
+        return replace(SURVEY, left_out=(), more=(replace(SURVEY.more[0], added=True),))
+
+    app = prepare.PrepareApp(preparation(), SURVEY, look)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT protected")
+        red = {style.color.number for row in list(cells(app))[16:20] for character, style in row if character.strip()}
+        assert red == {9}, "what is not protected isn't red"
+        await pilot.press("a")
+        await until(pilot, "Data volumes")
+        await pilot.press("space")
+        await until(pilot, "* /srv/data")
+        await pilot.press("enter")
+        await until(pilot, "press N")
+        assert "NOT protected" not in screen_text(app)
+        await pilot.press("a")
+        await until(pilot, "* /srv/data")
+        await pilot.press("space", "escape")
+        await until(pilot, "press N")
+    assert looked == [("/srv/data",)]
+
+
+async def test_a_machine_that_cannot_be_recovered_with_a_volume_says_so_and_stays_as_it_was():
+    app = prepare.PrepareApp(preparation(), SURVEY, raises(errors.Unsupported("/dev/vdc: ZFS")))
+    app.look = lambda add: raises(errors.Unsupported("/srv/data lies on ZFS."))()
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "NOT protected")
+        await pilot.press("a")
+        await until(pilot, "Data volumes")
+        await pilot.press("enter")
+        await until(pilot, "/srv/data lies on ZFS.")
+        await pilot.press("escape")
+        await until(pilot, "NOT protected")
+
+
+async def test_c_shows_the_verdict_of_each_device(golden):
+    app = prepare.PrepareApp(preparation(), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "press N")
+        await pilot.press("c")
+        await until(pilot, "What recovery will make")
+        assert_canvas(app)
+        golden(SCREENS / "18-verdict.txt", screen_text(app))
+        await pilot.press("escape")
+        await until(pilot, "press N")
+
+
+async def test_esc_cancels_the_backup_after_a_question_and_nothing_is_left_of_it():
+    cleaned = []
+
+    def endless(survey, destination, selection):
+        try:
+            while True:
+                time.sleep(0.005)
+                yield BACKING_UP
+        finally:
+            cleaned.append(True)
+
+    app = prepare.PrepareApp(preparation(prepare=endless), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "37%")
+        await pilot.press("escape")
+        await until(pilot, "To cancel the backup, press F3.")
+        assert_canvas(app)
+        await pilot.press("enter")
+        await until(pilot, "37%")
+        assert cleaned == []
+        await pilot.press("escape")
+        await until(pilot, "To cancel the backup, press F3.")
+        await pilot.press("f3")
+        await until(pilot, "The backup was cancelled.")
+        assert cleaned == [True]
+        await pilot.press("enter")
+        await until(pilot, "Backup Destination")
+    assert not app.complete
+
+
+async def test_the_report_is_read_and_saved():
+    saved = []
+    app = prepare.PrepareApp(preparation(save_report=lambda set, path: saved.append(path)), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "formatted diskette")
+        await pilot.press("enter")
+        await until(pilot, "label it as shown")
+        await pilot.press("enter")
+        await until(pilot, "R=Report")
+        await pilot.press("r")
+        await until(pilot, "line 3")
+        await pilot.press("w")
+        await until(pilot, "path of the file")
+        await pilot.press(*"/x", "enter")
+        await until(pilot, "The report was saved.")
+        await pilot.press("enter")
+        await until(pilot, "line 3")
+        await pilot.press("escape")
+        await until(pilot, "R=Report")
+    assert saved == ["/x"]
 
 
 async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
@@ -1091,10 +1363,8 @@ async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
 
     app = prepare.PrepareApp(preparation(prepare=endless), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
-        await pilot.press("n")
-        await until(pilot, "Backup Destination")
-        await pilot.press(*"/mnt", "enter")
+        await to_the_destination(pilot)
+        await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
         await until(pilot, "37%")
@@ -1106,10 +1376,18 @@ async def test_quitting_during_the_backup_lets_it_clean_up_and_is_no_success():
     assert app.return_code == 1
 
 
+async def to_the_diskette(pilot):
+    await to_the_destination(pilot)
+    await pilot.press("enter")
+    await until(pilot, "press F")
+    await pilot.press("f")
+    await until(pilot, "formatted diskette")
+
+
 async def test_a_disk_that_cannot_be_written_can_be_replaced_by_another():
     places = []
 
-    def write_disk(set, place):
+    def write_disk(set, place, **_):
         places.append(place)
         if place == "/dev/fd0":
             raise errors.AsrDiskUnwritable("/dev/fd0 could not be written.")
@@ -1117,20 +1395,344 @@ async def test_a_disk_that_cannot_be_written_can_be_replaced_by_another():
 
     app = prepare.PrepareApp(preparation(write_disk=write_disk), SURVEY)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "press N")
+        await to_the_diskette(pilot)
+        await pilot.press("enter")
+        await until(pilot, "/dev/fd0 could not be written.")
+        await pilot.press("enter")                     # the next disk in the same drive
+        await until(pilot, "Writing" if len(places) < 2 else "could not be written")
+        await until(pilot, "/dev/fd0 could not be written.")
+        await pilot.press("b")
+        await until(pilot, "DataTraveler")
+        await pilot.press("t")
+        await until(pilot, "Another place")
+        await pilot.press("escape")
+        await until(pilot, "formatted diskette")
+        await pilot.press("b")
+        await until(pilot, "DataTraveler")
+        await pilot.press("down", "enter")
+        await until(pilot, "label it as shown")
+    assert places[-1] == "/dev/sdc1"
+    assert set(places[:-1]) == {"/dev/fd0"}
+
+
+@pytest.mark.parametrize(("error", "key", "said"), [
+    (errors.AsrDiskUnformatted("The disk is not formatted."), "f", {"agreed": False, "format": True}),
+    (errors.AsrDiskNotBlank("It is not blank: letter.txt."), "f8", {"agreed": True, "format": False}),
+])
+async def test_a_disk_is_formatted_or_used_only_when_a_person_says_so(error, key, said):
+    asked = []
+
+    def write_disk(set, place, **agreed):
+        asked.append(agreed)
+        if not any(agreed.values()):
+            raise error
+        yield Progress(f"Writing {place}", 1, 2)
+
+    app = prepare.PrepareApp(preparation(write_disk=write_disk), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_diskette(pilot)
+        await pilot.press("enter")
+        await until(pilot, error.message)
+        other = {"f": "f8", "f8": "f"}[key]
+        await pilot.press(other)                       # no answer to this question
+        await pilot.pause()
+        await until(pilot, error.message)
+        await pilot.press(key)
+        await until(pilot, "label it as shown")
+    assert asked == [{"agreed": False, "format": False}, said]
+
+
+async def test_without_a_floppy_drive_the_sticks_are_offered_at_once():
+    drives = []
+    app = prepare.PrepareApp(preparation(find_drives=lambda set: tuple(drives)), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        await pilot.press("enter")
+        await until(pilot, "press F")
+        await pilot.press("f")
+        await until(pilot, "There is no floppy drive and no USB stick.")
+        assert "ENTER=Choose" not in screen_text(app)
+        drives.append(STICK)
+        await pilot.press("f5")
+        await until(pilot, "DataTraveler")
+        await pilot.press("enter")
+        await until(pilot, "label it as shown")
+
+
+# The Backup or Restore Wizard
+
+def documents(**changes):
+    """bootenv.documents with nothing behind it."""
+    return SimpleNamespace(**{
+        "mine": lambda: ("/home/ann",), "everyones": lambda: ("/home", "/root"),
+        "entries": lambda directory: BACKUP[directory],
+        "destination": lambda place: (Path(place) / "files.tar.zst", ""),
+        "select": lambda paths: working(Progress("Counting files...", 1, files=1), outcome="selection"),
+        "back_up": lambda paths, path, selection: working(BACKING_UP, outcome=()),
+    } | changes)
+
+
+def backup_app(tmp_path, look=lambda: SURVEY, **changes):
+    media = SimpleNamespace(**{"known": lambda: MEDIA, "forget": lambda: None,
+                               "verify": lambda medium: working(BACKING_UP, outcome=DIFFERENCES[:1]),
+                               "delete": Counted()} | {k: v for k, v in changes.items() if k in MANAGED})
+    jobs = SimpleNamespace(**{"described": lambda: [], "job_from": lambda **said: said,
+                              "add_job": Counted(), "remove_job": Counted()}
+                           | {k: v for k, v in changes.items() if k in SCHEDULED})
+    more = {k: v for k, v in changes.items() if k not in (*MANAGED, *SCHEDULED)}
+    return backup.BackupApp(preparation(), documents(**more), media, jobs, look, tmp_path / "config/asr.toml",
+                            tick=0.001)
+
+
+MANAGED, SCHEDULED = ("known", "forget", "verify", "delete"), ("described", "job_from", "add_job", "remove_job")
+
+
+async def test_all_information_on_this_computer_is_an_asr_set(tmp_path):
+    app = backup_app(tmp_path)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("1")
+        await until(pilot, "NOT protected")
+        assert not app.complete
         await pilot.press("n")
         await until(pilot, "Backup Destination")
-        await pilot.press(*"/mnt", "enter")
+        await pilot.press("enter")
         await until(pilot, "press F")
         await pilot.press("f")
         await until(pilot, "formatted diskette")
         await pilot.press("enter")
-        await until(pilot, "/dev/fd0 could not be written.")
-        await pilot.press("b")
-        await until(pilot, "Another place")
-        await pilot.press(*"/tmp/a.img", "enter")
         await until(pilot, "label it as shown")
-    assert places == ["/dev/fd0", "/tmp/a.img"]
+        await pilot.press("enter")
+        await until(pilot, "NOT protected")
+        await pilot.press("enter")
+    assert app.return_code == 0
+
+
+async def test_a_machine_that_cannot_be_surveyed_says_why_and_the_wizard_goes_on(tmp_path):
+    app = backup_app(tmp_path, raises(errors.NeedsRoot("Preparing an ASR set needs root.", hint="Use sudo.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("1")
+        await until(pilot, "Preparing an ASR set needs root.")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+
+
+@pytest.mark.parametrize(("keys", "paths"), [
+    (["2"], ["/home/ann"]), (["3"], ["/home", "/root"]), (["4", "space", "down", "space", "n"], ["/etc", "/home"])])
+async def test_files_are_backed_up_by_each_of_the_other_choices(keys, paths, tmp_path):
+    asked = []
+
+    def back_up(paths, path, selection):
+        asked.append((list(paths), path, selection))
+        return working(BACKING_UP, outcome=DIFFERENCES[:1])
+
+    app = backup_app(tmp_path, back_up=back_up)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press(keys[0])
+        if keys[1:]:
+            await until(pilot, "vmlinuz")
+            await pilot.press(*keys[1:-1])
+            await until(pilot, "2 marked. To back up what is marked, press N.")
+            await pilot.press(keys[-1])
+        await until(pilot, "Where should the backup be written?")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "F=Finish")
+        assert_canvas(app)
+        await pilot.press("f")
+        await until(pilot, "The backup is complete, with 1 differences.")
+        await pilot.press("enter")
+    assert asked == [(paths, Path("/mnt/files.tar.zst"), "selection")]
+    assert app.return_code == 0
+
+
+async def test_a_backup_of_files_that_fails_is_no_success(tmp_path):
+    app = backup_app(tmp_path, back_up=lambda *_: working(BACKING_UP, errors.DestinationFull("It is full.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("2")
+        await until(pilot, "Where should")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "F=Finish")
+        await pilot.press("f")
+        await until(pilot, "It is full.")
+        await pilot.press("f3")
+        await until(pilot, "has not finished")
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+    assert app.return_code == 1
+
+
+async def test_the_mode_is_remembered(tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "[x] Always start in wizard mode")
+        await pilot.press("w")
+        await until(pilot, "[ ] Always start in wizard mode")
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "To prepare an ASR set")
+        await pilot.press("w")
+        await until(pilot, "[ ] Always start in wizard mode")
+        await pilot.press("w")
+        await until(pilot, "[x] Always start in wizard mode")
+        await pilot.press("a")
+        await until(pilot, "To prepare an ASR set")
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "[x] Always start in wizard mode")
+
+
+async def test_files_are_restored_from_the_wizard_too(single_files, tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("r")
+        await until(pilot, "from which backup")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+    assert single_files == ["forgot"]
+
+
+async def to_advanced_mode(pilot, tab):
+    await until(pilot, "A=Advanced Mode")
+    await pilot.press("a")
+    await until(pilot, "[Welcome]")
+    for name in ("[Backup]", "[Restore and Manage Media]", "[Schedule Jobs]"):
+        if tab not in screen_text(pilot.app):
+            await pilot.press("tab")
+            await until(pilot, name)
+
+
+async def test_tab_goes_round_the_tabs(tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await pilot.press("tab")
+        await until(pilot, "[Welcome]")
+        await pilot.press("w")
+        await until(pilot, "Always start in wizard mode")
+
+
+async def test_files_marked_on_the_backup_tab_are_backed_up(tmp_path):
+    asked = []
+    app = backup_app(tmp_path, back_up=lambda paths, path, _: asked.append(list(paths)) or working(outcome=()))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Backup]")
+        await until(pilot, "vmlinuz")
+        await pilot.press("space")
+        await until(pilot, "1 marked")
+        await pilot.press("n")
+        await until(pilot, "Where should")
+        await pilot.press(*"/mnt", "enter")
+        await until(pilot, "F=Finish")
+        await pilot.press("f")
+        await until(pilot, "The backup is complete.")
+        await pilot.press("enter")
+    assert asked == [["/etc"]]
+
+
+async def test_a_backup_is_verified_and_what_is_damaged_is_named(tmp_path):
+    verified = []
+
+    def verify(medium):
+        verified.append(medium)
+        return working(BACKING_UP, outcome=DIFFERENCES[:1])
+
+    async with backup_app(tmp_path, verify=verify).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("down")
+        await until(pilot, "on DATA (/dev/vdc)")
+        await pilot.press("v")
+        await until(pilot, "1 of its files are DAMAGED.")
+        await pilot.press("enter")
+        await until(pilot, "3 damaged")
+    assert verified == [MEDIA[1]]
+
+
+async def test_a_backup_is_removed_only_after_f8(tmp_path):
+    deleted = []
+    async with backup_app(tmp_path, delete=deleted.append).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("x")
+        await until(pilot, "Remove the backup of sample")
+        await pilot.press("enter", "y", "escape")
+        await until(pilot, "3 damaged")
+        assert deleted == []
+        await pilot.press("x")
+        await until(pilot, "Remove the backup of sample")
+        await pilot.press("f8")
+        await until(pilot, "3 damaged")
+    assert deleted == [MEDIA[0]]
+
+
+async def test_files_are_restored_from_a_backup_on_the_media_tab(single_files, tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("enter")
+        await until(pilot, "vmlinuz")
+        await pilot.press("space", "r")
+        await until(pilot, "Where to?")
+        await pilot.press(*"vda2", "enter")
+        await until(pilot, "1 differences")
+    assert single_files == [(FOUND.path, (b"etc",), "/run/asr/volumes/vda2")]
+
+
+async def test_jobs_are_added_and_removed(tmp_path):
+    jobs = []
+    app = backup_app(tmp_path, described=lambda: [(JOB, "every Sunday at 03:00", "soon") for _ in jobs],
+                     add_job=jobs.append, remove_job=lambda name: jobs.clear())
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "No job is scheduled.")
+        assert "X=Remove" not in screen_text(app)
+        await pilot.press("n")
+        for heading, typed in (("its name", ""), ("when?", ""), ("where is the backup", "/mnt"),
+                               ("where is the ASR disk", "/disk"), ("how many", "")):
+            await until(pilot, f"New job: {heading}")
+            await pilot.press(*typed, "enter")
+        await until(pilot, "every Sunday at 03:00")
+        assert jobs == [{"name": "nightly", "when": "Sun 03:00", "to": "/mnt", "disk": "/disk", "keep": "4"}]
+        await pilot.press("x")
+        await until(pilot, "Remove the job nightly?")
+        await pilot.press("f8")
+        await until(pilot, "No job is scheduled.")
+
+
+async def test_what_systemd_does_not_take_is_said(tmp_path):
+    app = backup_app(tmp_path, job_from=raises(errors.Unsupported("'x' is no time that systemd knows.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "No job")
+        await pilot.press("n")
+        for heading in ("its name", "when?", "where is the backup", "where is the ASR disk", "how many"):
+            await until(pilot, f"New job: {heading}")
+            await pilot.press("1", "enter")
+        await until(pilot, "is no time that systemd knows.")
+        await pilot.press("escape")
+        await until(pilot, "[Schedule Jobs]")
+
+
+def test_asr_alone_without_a_terminal_prints_its_commands(capsys):
+    assert main([]) == 1
+    assert "prepare" in capsys.readouterr().out
 
 
 # The command
@@ -1174,7 +1776,7 @@ def headless(monkeypatch, as_root):
     """bootenv.prepare with nothing behind it."""
     import bootenv.prepare as story
 
-    for name, function in vars(preparation(survey=lambda: SURVEY)).items():
+    for name, function in vars(preparation(survey=lambda **_: SURVEY)).items():
         monkeypatch.setattr(story, name, function)
     return story
 
@@ -1194,7 +1796,8 @@ def test_prepare_fails_with_1_and_words_wherever_it_fails(step, headless, monkey
                                                                       untouched="No set was made.")))
     assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 1
     told = capsys.readouterr()
-    assert told.err == "asr: ASR-033: The disk is full.\nNo set was made.\nTake a larger one.\n"
+    assert told.err == ("asr: ASR-033: The disk is full.\nNo set was made.\nTake a larger one.\n"
+                        "More about it: asr explain 33\n")
     assert "match" not in told.out
 
 
@@ -1220,6 +1823,53 @@ def test_verify_counts_what_is_damaged(monkeypatch, capsys):
     monkeypatch.setattr(bootenv.backup, "verify_backup", lambda path: working(BACKING_UP))
     assert main(["verify", "/mnt/x.tar.zst"]) == 0
     assert "The backup is whole." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", list(errors.every_error()), ids=lambda kind: f"{kind.number:03}")
+async def test_f1_explains_every_error_and_so_does_the_command(kind, capsys):
+    async with OnePage(screens.ErrorPage(kind("What happened."))).run_test(size=(80, 24)) as pilot:
+        await until(pilot, f"Error ASR-{kind.number:03}")
+        await pilot.press("f1")
+        await until(pilot, "ESC=Back")
+        shown = screen_text(pilot.app)
+        assert shown.splitlines()[22] == "", "its help is too long"
+        assert_said(kind.title, shown)
+        assert_said(kind.cause, shown)
+        assert_said(kind.remedy, shown)
+    assert main(["explain", str(kind.number)]) == main(["explain", f"asr-{kind.number:03}"]) == 0
+    once, again, *_ = [part for part in capsys.readouterr().out.split(f"ASR-{kind.number:03}: ") if part]
+    assert once == again == "\n\n".join([
+        kind.title, f"Why: {kind.cause}",
+        f"Not touched: {kind.untouched or 'that is said where the error appears.'}", f"What to do: {kind.remedy}\n"])
+
+
+def assert_said(sentence, shown):
+    assert " ".join(sentence.split()) in " ".join(shown.split())
+
+
+def test_every_error_has_a_number_title_cause_and_remedy_of_its_own(capsys):
+    kinds = list(errors.every_error())
+    for name in ("number", "title", "cause", "remedy"):
+        values = [getattr(kind, name) for kind in kinds]
+        assert len(values) == len(set(values)), f"two errors have the same {name}"
+    assert main(["explain"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(kinds)
+    assert main(["explain", "999"]) == 1
+    assert "no error 999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("answer", "started"), [("", True), ("y", True), ("n", False)])
+def test_whoever_is_not_root_is_offered_sudo_where_they_can_answer(answer, started, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "execvp", lambda program, argv: calls.append(argv) or 0)
+    monkeypatch.setattr("console.__main__.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("builtins.input", lambda prompt: answer)
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    main(["check", "--json"])
+    assert "needs root" in capsys.readouterr().err
+    assert [(argv[0], argv[-2:]) for argv in calls] == [("sudo", ["check", "--json"])] * started
 
 
 def test_plan_prints_the_commands_of_an_asr_sif(tmp_path, capsys):

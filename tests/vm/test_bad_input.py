@@ -11,10 +11,10 @@ import pytest
 import tomli_w
 
 from bootenv import sif
-from bootenv.asr_disk import SIF, write_asr_disk
+from bootenv.asr_disk import SIF, make_image, write_asr_disk
 from bootenv.backup import Source, write_backup
+from bootenv.drift import REPAIR
 from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
-from bootenv.prepare import REPAIR
 from bootenv.rehearsal import Drive, Machine, MiB, boot, make_disk
 from bootenv.sif import AsrSet, BackupReference, new_id, now, write_sif
 from tests.vm.story import shape
@@ -83,9 +83,11 @@ def test_each_mistake_gives_its_page_and_changes_nothing(iso, disks, tmp_path):
         guest.insert_floppy(floppy(disks, "good", good))
         sleep(PLUGGED)
         guest.press("f2")
-        sees("different sets", "lost of", "other of", "ASR-013")
+        sees("Which computer?", "lost", "other", "ENTER=Choose")
         guest.detach_stick(other)
-        guest.press("ret")
+        guest.press("esc")
+        sees("Welcome to Setup", "F2=ASR")
+        guest.press("f2")
         sees("An ASR disk was found", "lost")
         sees("The backup lost.tar.zst", "was not found", "ASR-030")
         guest.attach_stick(backup)
@@ -107,6 +109,7 @@ def test_each_mistake_gives_its_page_and_changes_nothing(iso, disks, tmp_path):
 
 def floppy(folder: Path, name: str, data: bytes | None) -> Path:
     image = folder / f"{name}.img"
+    make_image(str(image))
     write_asr_disk(str(image), {"readme.txt": b"-"} if data is None else {SIF: data})
     return image
 

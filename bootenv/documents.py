@@ -1,0 +1,119 @@
+"""Backups of some files: one's own, everybody's, or what was chosen. They recover no system, and need no ASR disk."""
+
+import glob
+import os
+import pwd
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+
+from . import backup
+from .asr_disk import inside
+from .backup import Entry, Selection, Source, verify_backup, write_backup
+from .destinations import SUFFIX, files_of, volume_of
+from .errors import DamagedBackup, DestinationRefused
+from .events import Difference, Event
+from .run import ROOT, log
+from .sif import now
+
+__all__ = ["Entry", "back_up", "destination", "entries", "everyones", "mine", "select"]
+
+def mine() -> tuple[str, ...]:
+    """The home of whoever started this, also through sudo."""
+    name = os.environ.get("SUDO_USER")
+    return (pwd.getpwnam(name).pw_dir if name else os.path.expanduser("~"),)
+
+
+def everyones() -> tuple[str, ...]:
+    """All homes that are there."""
+    return tuple(path for path in ("/home", "/root") if (ROOT / path.lstrip("/")).is_dir())
+
+
+def entries(directory: bytes) -> list[Entry]:
+    """What is in a directory of this computer, by its path without the first slash. Raises OSError."""
+    found = []
+    with os.scandir(os.path.join(os.fsencode(str(ROOT)), directory)) as listing:
+        for entry in listing:
+            if entry.is_symlink():
+                found.append(Entry(entry.name, "l", 0))
+            elif entry.is_dir():
+                found.append(Entry(entry.name, "d", 0))
+            elif entry.is_file():
+                found.append(Entry(entry.name, "f", entry.stat().st_size))
+    return sorted(found, key=lambda entry: (entry.kind != "d", entry.name))
+
+
+def destination(place: str) -> tuple[Path, str]:
+    """The file to write for a folder or file that was named, and a caution, if any. Raises DestinationRefused."""
+    path = Path(inside(place))
+    if path.is_dir():
+        path /= f"files-{now():%Y%m%d-%H%M}{SUFFIX}"
+    elif not path.name.endswith(SUFFIX):
+        raise _refused(f"There is no folder {place}.", f"Name a folder that is there, or a file that ends in {SUFFIX}.")
+    if not path.parent.is_dir():
+        raise _refused(f"There is no folder {path.parent}.", "Make it first, or mount the disk that has it.")
+    if files_of(path):
+        raise _refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
+    if not os.access(path.parent, os.W_OK):
+        raise _refused(f"{place} is not writable.", "Choose another place.")
+    volume, root = volume_of(path.parent), volume_of(ROOT)
+    if volume["fstype"] in ("tmpfs", "ramfs"):
+        return path, f"{place} is in this computer's memory: the backup will be gone at the next start."
+    if volume["source"] == root["source"]:
+        return path, f"{place} is on the system's own volume: if its disk is lost, so is this backup."
+    return path, ""
+
+
+def select(paths: Sequence[str]) -> Generator[Event, None, Selection]:
+    """Counts what will be backed up; returns the Selection."""
+    sources, exclude, include = _what(paths)
+    return (yield from backup.select(sources, exclude=exclude, include=include))
+
+
+def back_up(paths: Sequence[str], path: Path, selection: Selection) -> Generator[Event, None, tuple[Difference, ...]]:
+    """Writes files and directories to a backup and reads it back; returns what is not in it as it was.
+
+    Raises DestinationFull, DestinationRefused, and DamagedBackup when it reads back differently: it is removed then.
+    """
+    sources, exclude, include = _what(paths)
+    unlike = []
+    for event in write_backup(path, sources, selection=selection, exclude=exclude, include=include):
+        if isinstance(event, Difference) and event.what not in exclude:
+            unlike.append(event)
+            log(f"DIFFERENCE {event.what}: {event.why}")
+            yield event
+        elif not isinstance(event, Difference):
+            yield event
+    whole = False
+    try:
+        damaged = 0
+        for event in verify_backup(path):
+            damaged += isinstance(event, Difference)
+            yield event
+        whole = not damaged
+    finally:
+        if not whole:                      # what was not compared must not look as if it were
+            for file in files_of(path):
+                file.unlink()
+    if not whole:
+        raise DamagedBackup(f"{path.name} was written, but reads back differently.",
+                            hint="Check the destination's disk, and back up again.",
+                            untouched="The damaged backup was removed.")
+    return tuple(unlike)
+
+
+def _what(paths: Iterable[str]) -> tuple[list[Source], tuple[str, ...], tuple[str, ...]]:
+    """Each file system that one of the paths is on, all of it left out but the paths."""
+    points = {_mount_point(ROOT / path.lstrip("/")) for path in paths}
+    sources = [Source(str(point), "" if point == ROOT else str(point.relative_to(ROOT))) for point in sorted(points)]
+    return sources, ("*",), tuple(glob.escape(path.strip("/")) for path in paths)
+
+
+def _mount_point(path: Path) -> Path:
+    while path not in (ROOT, path.parent) and not os.path.ismount(path):
+        path = path.parent
+    return path
+
+
+def _refused(what: str, hint: str) -> DestinationRefused:
+    return DestinationRefused(what, hint=hint, untouched="Nothing was written.")
+

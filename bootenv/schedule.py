@@ -1,0 +1,294 @@
+"""Scheduled jobs: a systemd timer and service each, which are all that is kept of a job.
+
+A job runs `asr prepare` without a person: only to a destination that is there, its output in the journal, and what
+fails is said at the next login. https://www.freedesktop.org/software/systemd/man/latest/systemd.time.html
+"""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from .destinations import Destination, at, files_of
+from .drift import notice
+from .errors import CommandFailed, NoSuchJob, Unsupported
+from .events import Difference
+from .run import ROOT, log, run
+from .sif import AsrSet
+from .volumes import backups_in
+
+UNITS = Path("etc/systemd/system")
+_JOB = "asr-job-"
+DRIFT = "asr-drift"
+_DAYS = {"Mon": "Monday", "Tue": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Fri": "Friday", "Sat": "Saturday",
+         "Sun": "Sunday"}
+
+_SERVICE = """\
+# Made by asr schedule; asr schedule remove {name} takes it away.
+[Unit]
+Description=ASR backup job {name}
+Documentation=man:asr(1)
+
+[Service]
+Type=oneshot
+ExecStart={command}
+# Whatever ended it, also a kill: what failed is said at the next login.
+ExecStopPost={asr} schedule ended {name}
+Nice=10
+IOSchedulingClass=idle
+"""
+_TIMER = """\
+# Made by asr schedule; asr schedule remove {name} takes it away.
+[Unit]
+Description=ASR backup job {name}
+
+[Timer]
+OnCalendar={when}
+# A computer that was off at the time makes it up.
+Persistent=true
+RandomizedDelaySec=120
+
+[Install]
+WantedBy=timers.target
+"""
+_DRIFT_SERVICE = """\
+[Unit]
+Description=Is the newest ASR set still this computer's?
+Documentation=man:asr(1)
+
+[Service]
+Type=oneshot
+ExecStart={asr} check --drift --remind
+# 1: a new set is due. That is said at login, and no failure of this unit.
+SuccessExitStatus=1
+Nice=10
+"""
+_DRIFT_TIMER = """\
+[Unit]
+Description=Is the newest ASR set still this computer's?
+
+[Timer]
+OnBootSec=3min
+OnCalendar=daily
+RandomizedDelaySec=1h
+
+[Install]
+WantedBy=timers.target
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A backup that is made again and again."""
+
+    name: str
+    when: str                          # OnCalendar
+    to: str                            # where the backup is written, as for `asr prepare --to`
+    disk: str                          # where the ASR disk is written
+    keep: int = 0                      # so many of this computer's backups stay there at least; 0: all
+    keep_days: int = 0                 # and what is younger than so many days
+    add: tuple[str, ...] = ()          # data volumes
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of `asr prepare`."""
+        return ("--to", self.to, "--disk", self.disk, *(word for point in self.add for word in ("--add", point)),
+                *(("--keep", str(self.keep)) if self.keep else ()),
+                *(("--keep-days", str(self.keep_days)) if self.keep_days else ()))
+
+
+    @property
+    def kept(self) -> str:
+        """In words: what stays of older backups."""
+        words = [f"the {self.keep} newest"] if self.keep else []
+        words += [f"those of the last {self.keep_days} days"] if self.keep_days else []
+        return " and ".join(words) or "all backups"
+
+
+def job_from(name: str, when: str, to: str, disk: str, keep: str) -> Job:
+    """A job as a person typed it. Raises Unsupported for a number that is none."""
+    if not keep.isdecimal():
+        raise Unsupported(f"{keep!r} is no number.", hint="Type how many backups are to be kept, or 0 for all.")
+    return Job(name, when, lasting(to), lasting(disk), int(keep))
+
+
+def described() -> list[tuple[Job, str, str]]:
+    """All jobs, each with its times in words and when it is due next."""
+    return [(job, in_words(form), due) for job in jobs() for form, due in [normalized(job.when)]]
+
+
+def program() -> str:
+    """The `asr` that units call. Raises Unsupported where it isn't installed."""
+    found = shutil.which("asr") or sys.argv[0]
+    if str(ROOT) != "/" or Path(found).name != "asr":
+        raise Unsupported("A schedule needs asr installed on this computer: the medium may be gone when a job is due.",
+                          hint="Install the .deb or the wheel first.")
+    return os.path.abspath(found)
+
+
+def add_job(job: Job) -> None:
+    """Writes and starts a job's timer. Raises Unsupported for a name or time that won't do, CommandFailed."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", job.name):
+        raise Unsupported(f"{job.name} is no name for a job.", hint="Use small letters, digits and dashes.")
+    asr = program()
+    normalized(job.when)
+    if any(not word.isprintable() for word in job.arguments):
+        raise Unsupported("A place's name has a character that cannot be printed.", hint="Rename it first.")
+    command = " ".join(map(_quoted, (asr, "prepare", *job.arguments)))
+    _write(f"{_JOB}{job.name}.service", _SERVICE.format(name=job.name, command=command, asr=asr))
+    _write(f"{_JOB}{job.name}.timer", _TIMER.format(name=job.name, when=job.when))
+    if not any((ROOT / folder / f"{DRIFT}.timer").exists() for folder in (UNITS, Path("usr/lib/systemd/system"))):
+        for name, text in drift_units(asr).items():
+            _write(name, text)
+    try:
+        run(("systemctl", "daemon-reload"))
+        run(("systemctl", "enable", "--now", f"{_JOB}{job.name}.timer", f"{DRIFT}.timer"))
+    except CommandFailed:
+        remove_job(job.name)               # a job that will never run must not be listed
+        raise
+
+
+def drift_units(asr: str) -> dict[str, str]:
+    """The units that look for drift, by their names."""
+    return {f"{DRIFT}.service": _DRIFT_SERVICE.format(asr=asr), f"{DRIFT}.timer": _DRIFT_TIMER}
+
+
+def _quoted(word: str) -> str:
+    """A word of a unit's command line: systemd.service(5), "COMMAND LINES"; % and $ are systemd's own."""
+    if not re.fullmatch(r"[\w@+=:,./-]+", word):
+        word = '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return word.replace("%", "%%").replace("$", "$$")
+
+
+def _write(name: str, text: str) -> None:
+    (ROOT / UNITS).mkdir(parents=True, exist_ok=True)
+    (ROOT / UNITS / name).write_text(text)
+
+
+def jobs() -> list[Job]:
+    """All jobs, by name."""
+    return [read_job(path) for path in sorted((ROOT / UNITS).glob(f"{_JOB}*.timer"))]
+
+
+def read_job(timer: Path) -> Job:
+    """A job from its units. Raises NoSuchJob for one that was edited into something else."""
+    name = timer.stem.removeprefix(_JOB)
+    try:
+        [when] = re.findall(r"^OnCalendar=(.*)$", timer.read_text(), re.MULTILINE)
+        [command] = re.findall(r"^ExecStart=(.*)$", timer.with_suffix(".service").read_text(), re.MULTILINE)
+        words = shlex.split(command.replace("%%", "%").replace("$$", "$"))[2:]
+        said = list(zip(words[::2], words[1::2], strict=True))
+        one = dict(said)
+        return Job(name, when, one["--to"], one["--disk"], int(one.get("--keep", 0)), int(one.get("--keep-days", 0)),
+                   tuple(value for key, value in said if key == "--add"))
+    except (OSError, ValueError, KeyError):
+        raise NoSuchJob(f"The job {name} cannot be read from its units.",
+                        hint=f"Remove it with  asr schedule remove {name}  and add it again.") from None
+
+
+def remove_job(name: str) -> None:
+    """Stops a job's timer and takes its units away. Raises NoSuchJob."""
+    paths = [ROOT / UNITS / f"{_JOB}{name}{kind}" for kind in (".timer", ".service")]
+    if not any(path.exists() for path in paths):
+        raise NoSuchJob(f"There is no job {name}.", hint="asr schedule list names all.")
+    run(("systemctl", "disable", "--now", f"{_JOB}{name}.timer"), check=False)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    notice(f"job-{name}", "")
+    run(("systemctl", "daemon-reload"), check=False)
+
+
+def remove_all() -> None:
+    """No unit of ours is left: for the program's removal."""
+    for timer in list((ROOT / UNITS).glob(f"{_JOB}*.timer")):
+        remove_job(timer.stem.removeprefix(_JOB))
+    paths = [ROOT / UNITS / f"{DRIFT}{kind}" for kind in (".timer", ".service")]
+    if any(path.exists() for path in paths):
+        run(("systemctl", "disable", "--now", f"{DRIFT}.timer"), check=False)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        run(("systemctl", "daemon-reload"), check=False)
+
+
+def ended(name: str, result: str) -> None:
+    """After each run of a job; result: systemd's $SERVICE_RESULT."""
+    failed = f"ASR: the backup job {name} FAILED ({result}): the set it was to make does not exist.\n" \
+             f"     journalctl -u {_JOB}{name} says why."
+    notice(f"job-{name}", "" if result == "success" else failed)
+
+
+def lasting(place: str) -> str:
+    """A place as a job names it: a volume by its UUID, since sdb may be sdc after the next start."""
+    if not re.match(r"/dev/(sd|vd|hd|nvme|mmcblk|xvd)", place):
+        return place
+    uuid = run(("blkid", "--match-tag", "UUID", "--output", "value", place), check=False).strip()
+    return f"/dev/disk/by-uuid/{uuid}" if uuid else place
+
+
+# Times, in words
+
+def normalized(when: str) -> tuple[str, str]:
+    """systemd's own form of a calendar expression, and when it is due next. Raises Unsupported for one that is none."""
+    try:
+        said = run(("systemd-analyze", "calendar", when))
+    except CommandFailed:
+        raise Unsupported(f"{when!r} is no time that systemd knows.",
+                          hint="Such as: daily; Sun 03:00; Mon..Fri 22:00; *-*-01 04:30. See systemd.time(7)."
+                          ) from None
+    found = dict(re.findall(r"^ *([\w ]+): (.*)$", said, re.MULTILINE))
+    form = found.get("Normalized form") or found.get("Original form") or when
+    return form, found.get("Next elapse", "never")
+
+
+def in_words(form: str) -> str:
+    """A normalized calendar expression as people say it; as it is where there are no words for it."""
+    match = re.fullmatch(r"(?:([\w.,]+) )?(\*|\d+)-(\*)-(\*|\d+) (\d\d):(\d\d):00", form)
+    if not match or match[2] != "*":
+        return form
+    days, _, _, date, hour, minute = match.groups()
+    if days:
+        names = re.sub(r"[A-Z][a-z]{2}", lambda name: _DAYS.get(name[0], name[0]), days)
+        day = "every " + names.replace("..", " to ").replace(",", ", ")
+    else:
+        day = "every day" if date == "*" else f"on day {int(date)} of every month"
+    if days and date != "*":
+        return form
+    return f"{day} at {hour}:{minute}"
+
+
+# What stays
+
+def superseded(backups: Sequence[tuple[Path, datetime]], keep: int, keep_days: int, today: datetime) -> list[Path]:
+    """The backups that need not stay: neither among the `keep` newest nor younger than `keep_days` days.
+
+    0 in both: none. The newest always stays.
+    """
+    if not keep and not keep_days:
+        return []
+    newest_first = sorted(backups, key=lambda backup: backup[1], reverse=True)
+    return [path for path, created in newest_first[max(keep, 1):]
+            if not keep_days or today - created > timedelta(days=keep_days)]
+
+
+def retire(set: AsrSet, destination: Destination, keep: int, keep_days: int) -> Iterator[Difference]:
+    """Removes this computer's older backups beside a new one that was read back; what can't be removed is said."""
+    with at(destination):
+        folder = destination.path.parent
+        ours = [(path, other.created) for path, other in backups_in(folder)
+                if other.host == set.host and {d.id for d in other.layout.disks} & {d.id for d in set.layout.disks}]
+        if destination.path.name not in {path.name.removesuffix(".001") for path, _ in ours}:
+            return                     # the new one must be among them, or something is wrong here
+        for path in superseded(ours, keep, keep_days, set.created):
+            whole = path.with_name(path.name.removesuffix(".001"))
+            try:
+                for file in files_of(whole):
+                    file.unlink()
+                log(f"Removed {whole}, which newer backups supersede")
+                yield Difference(whole.name, "It was removed: newer backups take its place.")
+            except OSError as error:
+                yield Difference(whole.name, f"It could not be removed: {error.strerror}.")

@@ -1,0 +1,106 @@
+"""Backups of some files, of a tree that stands for a computer."""
+
+from pathlib import Path
+
+import pytest
+
+from bootenv import documents
+from bootenv.backup import list_backup, restore_backup
+from bootenv.documents import back_up, destination, entries, everyones, mine, select
+from bootenv.errors import DamagedBackup, DestinationRefused
+from bootenv.events import Difference, Progress
+
+
+@pytest.fixture
+def computer(tmp_path, monkeypatch) -> Path:
+    for name in ("home/ann/letter", "home/ann/.cache/x", "home/bob/photo [1].jpg", "home/bob/other", "etc/hosts",
+                 "root/notes"):
+        path = tmp_path / "computer" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.setattr(documents, "ROOT", tmp_path / "computer")
+    monkeypatch.setattr(documents, "inside", lambda place: place)
+    monkeypatch.setattr(documents, "volume_of", lambda folder: {"source": "/dev/vdb", "fstype": "ext4"}
+                        if "to" in folder.parts else {"source": "/dev/vda", "fstype": "ext4"})
+    (tmp_path / "to").mkdir()
+    return tmp_path / "computer"
+
+
+def outcome(events):
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value
+
+
+def backed_up(tmp_path, *paths):
+    path, _ = destination(str(tmp_path / "to"))
+    selection = outcome(select(paths))
+    assert outcome(back_up(paths, path, selection)) == ()
+    for _ in restore_backup(path, tmp_path / "to", anywhere=True):
+        pass
+    found = {str(file.relative_to(tmp_path / "to")) for file in (tmp_path / "to").rglob("*") if file.is_file()}
+    found.remove(path.name)
+    assert selection.files == len(found)
+    return found
+
+
+def test_all_homes_are_backed_up_and_nothing_else(computer, tmp_path):
+    assert everyones() == ("/home", "/root")
+    assert backed_up(tmp_path, *everyones()) == {
+        "home/ann/letter", "home/ann/.cache/x", "home/bob/photo [1].jpg", "home/bob/other", "root/notes"}
+
+
+def test_single_files_and_names_that_look_like_patterns_are_taken_as_they_are(computer, tmp_path):
+    assert backed_up(tmp_path, "/home/bob/photo [1].jpg", "/etc") == {"home/bob/photo [1].jpg", "etc/hosts"}
+
+
+def test_my_home_is_that_of_whoever_called_sudo(monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "root")
+    assert mine() == ("/root",)
+    monkeypatch.delenv("SUDO_USER")
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert mine() == ("/home/ann",)
+
+
+def test_a_directory_is_listed_with_its_directories_first(computer):
+    (computer / "etc/link").symlink_to("hosts")
+    (computer / "etc/ssh").mkdir()
+    assert [(entry.name, entry.kind) for entry in entries(b"etc")] == [(b"ssh", "d"), (b"hosts", "f"), (b"link", "l")]
+    assert entries(b"etc")[1].size == len("etc/hosts")
+    assert {entry.name for entry in entries(b"")} == {b"home", b"etc", b"root"}
+
+
+@pytest.mark.parametrize(("place", "why"), [
+    ("nowhere", "There is no folder"), ("nowhere/x.tar.zst", "There is no folder"), ("to/there.tar.zst", "is there"),
+])
+def test_a_place_that_will_not_do_says_why(place, why, computer, tmp_path):
+    (tmp_path / "to/there.tar.zst.001").touch()
+    with pytest.raises(DestinationRefused, match=why):
+        destination(str(tmp_path / place))
+
+
+def test_a_backup_on_the_systems_own_volume_is_cautioned_of(computer, tmp_path):
+    assert destination(str(tmp_path / "to"))[1] == ""
+    assert "so is this backup" in destination(str(computer))[1]
+
+
+def test_a_backup_that_reads_back_differently_is_removed(computer, tmp_path, monkeypatch):
+    def damaged(path):
+        yield Progress("Verifying")
+        yield Difference("home/ann/letter", "Its data is damaged.")
+
+    monkeypatch.setattr(documents, "verify_backup", damaged)
+    with pytest.raises(DamagedBackup):
+        backed_up(tmp_path, "/home")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_backup_that_was_cancelled_while_it_was_read_back_is_removed(computer, tmp_path):
+    events = back_up(("/home",), tmp_path / "to/x.tar.zst", outcome(select(("/home",))))
+    while not (tmp_path / "to/x.tar.zst").exists():
+        next(events)
+    assert list(list_backup(tmp_path / "to/x.tar.zst"))
+    events.close()
+    assert list((tmp_path / "to").iterdir()) == []
