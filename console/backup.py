@@ -511,7 +511,8 @@ class Verified(Page[None]):
 
     def __init__(self, place: str, damaged: "Sequence[Difference]"):
         super().__init__()
-        self.HEADING = f"{len(damaged)} of its files are DAMAGED." if damaged else "The backup is whole."
+        are = "is" if len(damaged) == 1 else "are"
+        self.HEADING = f"{len(damaged)} of its files {are} DAMAGED." if damaged else "The backup is whole."
         self.place, self.damaged = place, damaged
 
     def content(self) -> Iterable[Widget]:
@@ -561,7 +562,8 @@ class FilesComplete(Page[None]):
 
     def __init__(self, path: Path, unlike: "Sequence[Difference]"):
         super().__init__()
-        self.HEADING = "The backup is complete" + (f", with {len(unlike)} differences." if unlike else ".")
+        count = f", with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "."
+        self.HEADING = f"The backup is complete{count}"
         self.path, self.unlike = path, unlike
 
     def content(self) -> Iterable[Widget]:

@@ -446,7 +446,7 @@ class Sets(Page["AsrDisk | None"]):
         self.found = found
 
     def content(self) -> Iterable[Widget]:
-        yield Marks([f"{when(disk.set.created)}  {shortened(disk.set.host, 20):<20}  {shortened(disk.description, 27)}"
+        yield Marks([f"{when(disk.set.created)}  {shortened(disk.set.host, 20):<20}  {shortened(disk.description, 26)}"
                      for disk in self.found], height=10)
         yield Lines(5)
         yield bullets("To recover from the set that is shown in reverse, press ENTER.")

@@ -668,6 +668,7 @@ async def test_a_lost_disk_is_replaced_by_the_copy_in_a_backup_that_a_person_cho
         await pilot.press("u")
         await until(pilot, "Use the copy in which backup?")
         assert_canvas(pilot.app)
+        assert "BACKUP (/dev/vdb) │" in screen_text(pilot.app)
         await pilot.press("enter")
         await until(pilot, "Firmware ...")
     assert taken == [copy]
@@ -1553,7 +1554,7 @@ async def test_files_are_backed_up_by_each_of_the_other_choices(keys, paths, tmp
         await until(pilot, "F=Finish")
         assert_canvas(app)
         await pilot.press("f")
-        await until(pilot, "The backup is complete, with 1 differences.")
+        await until(pilot, "The backup is complete, with 1 difference.")
         await pilot.press("enter")
     assert asked == [(paths, Path("/mnt/files.tar.zst"), "selection")]
     assert app.return_code == 0
@@ -1659,7 +1660,7 @@ async def test_a_backup_is_verified_and_what_is_damaged_is_named(tmp_path):
         await pilot.press("down")
         await until(pilot, "on DATA (/dev/vdc)")
         await pilot.press("v")
-        await until(pilot, "1 of its files are DAMAGED.")
+        await until(pilot, "1 of its files is DAMAGED.")
         await pilot.press("enter")
         await until(pilot, "3 damaged")
     assert verified == [MEDIA[1]]
