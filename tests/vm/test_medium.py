@@ -260,7 +260,7 @@ def test_drivers_come_from_a_second_disk_and_from_what_was_carried(iso, parts, l
         guest.press("ret")
         guest.wait_for_text(PROMPT, 60)
         at_shell(guest, "grep -c ^dummy /proc/modules; modinfo -n eql dummy; ls /lib/firmware/updates",
-                 r"\n1 *\n/lib/modules/\S+/updates/eql.ko *\n/lib/modules/\S+/updates/dummy.ko *\nasr  asr-new.bin")
+                 r"1 *\n/lib/modules/\S+/updates/eql.ko *\n/lib/modules/\S+/updates/dummy.ko *\nasr  asr-new.bin")
 
 
 def put(source: Path, goal: Path) -> Path:
