@@ -217,8 +217,8 @@ def test_what_the_command_line_asks_for(iso, parts, disks, tmp_path):
         at_shell(guest, "pkill -9 -f 'm console'; sleep 2; echo do''ne", "done")
         guest.wait_for_text("The recovery console ended unexpectedly (status 137)", 60)
         on_serial(guest, "S=Shell")
-        guest.press("ret")
-        guest.wait_for_text(PROMPT, MINUTES)
+        guest.press("ret")             # which repeats itself on a busy computer, and then goes through the prompts
+        guest.wait_for_text(re.compile(f"Press F6|{PROMPT}|Welcome to Setup"), MINUTES)
 
 
 def marked(guest: Guest) -> str:
@@ -260,7 +260,7 @@ def test_drivers_come_from_a_second_disk_and_from_what_was_carried(iso, parts, l
         guest.press("ret")
         guest.wait_for_text(PROMPT, 60)
         at_shell(guest, "grep -c ^dummy /proc/modules; modinfo -n eql dummy; ls /lib/firmware/updates",
-                 r"\n1 *\n/lib/modules/\S+/updates/eql.ko *\n/lib/modules/\S+/updates/dummy.ko *\nasr  asr-new.bin")
+                 r"1 *\n/lib/modules/\S+/updates/eql.ko *\n/lib/modules/\S+/updates/dummy.ko *\nasr  asr-new.bin")
 
 
 def put(source: Path, goal: Path) -> Path:
@@ -286,7 +286,7 @@ def test_the_network_gives_the_medium_or_a_reason(network, disks, tmp_path):
             on_serial(guest, "No network card has a link")
             guest.command("set_link", name="network", up=True)
             guest.type("exit\n")
-            guest.wait_for_text(re.compile(r"vmlinuz could not be fetched: .*\s404 "), 120)
+            guest.wait_for_text(re.compile(r"could not be fetched:[^~]*\s404 "), 120)
             shutil.copytree(network, served / "asr")
             with (served / "asr/root.squashfs").open("r+b") as squashfs:
                 squashfs.seek(2**20)
