@@ -9,7 +9,8 @@ from bootenv.rehearsal import MiB
 PASSWORD = "recovery"              # root's
 PASSPHRASE = "open, sesame"        # of what is encrypted
 HOSTNAME = "sample"
-KERNEL_ARGUMENTS = "console=tty0 console=ttyS0 mitigations=off no_timer_check"
+# An emulated machine with others beside it may need more than systemd's 90 seconds to see its disks.
+KERNEL_ARGUMENTS = "console=tty0 console=ttyS0 mitigations=off no_timer_check systemd.default_device_timeout_sec=900"
 
 PACKAGES = ("systemd-sysv", "linux-image-amd64", "zstd", "e2fsprogs", "fdisk", "acl", "attr", "libcap2-bin", "login",
             "passwd", "mount", "udev", "kmod", "procps")
