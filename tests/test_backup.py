@@ -354,8 +354,8 @@ def test_a_slow_destination_gets_a_higher_level(scratch, monkeypatch):
     real = os.write
 
     def write(fd: int, data: memoryview) -> int:
-        if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
-            time.sleep(0.02)
+        if len(data) > 1000 and os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+            time.sleep(0.3)            # far longer than a frame takes, whatever else the machine does
         return real(fd, data)
 
     monkeypatch.setattr(os, "write", write)
