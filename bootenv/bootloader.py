@@ -426,10 +426,13 @@ def _exists(target: Path, path: str) -> bool:
 
 
 def _initramfs(target: Path) -> Iterator[Event]:
+    # Debian's dracut has an update-initramfs of its own, which takes no drivers.
+    tools = _has(target, "mkinitramfs")
+    if tools and _fits_any_computer(target):
+        return
     yield Progress("Making the initial RAM file system", item="initramfs")
     what = "the initial RAM file system"
-    # Debian's dracut has an update-initramfs of its own, which takes no drivers.
-    if _has(target, "mkinitramfs"):
+    if tools:
         with _every_driver(target):
             yield from _own(what, target, "update-initramfs", "-u", "-k", "all")
     elif _has(target, "dracut"):
@@ -441,12 +444,31 @@ def _initramfs(target: Path) -> Iterator[Event]:
         yield Difference("initramfs", "The system has no known tool to make it; it is as it was backed up.")
 
 
-@contextmanager
-def _every_driver(target: Path) -> Iterator[None]:
-    """initramfs-tools set to take only this machine's drivers takes all of them for once."""
+def _fits_any_computer(target: Path) -> bool:
+    """Is each kernel's initramfs there, with every driver, as initramfs-tools makes it if not told otherwise?
+
+    Then making it again, for minutes, would give the same: what it has from /etc names devices by their identifiers,
+    which came back. LVM's list of devices, of which it has a copy, is the exception.
+    """
+    if _few_drivers(target) or any((target / "etc/lvm/devices").glob("*")):
+        return False
+    return all(_exists(target, f"/boot/initrd.img-{kernel.parent.name}")
+               for kernel in (target / "lib/modules").glob("*/modules.dep"))
+
+
+def _few_drivers(target: Path) -> bool:
+    """Are initramfs-tools set to take only this machine's drivers?"""
     try:
         run_in(target, "grep", "-Eqrs", "^MODULES=.?(dep|list)", "/etc/initramfs-tools")
     except CommandFailed:
+        return False
+    return True
+
+
+@contextmanager
+def _every_driver(target: Path) -> Iterator[None]:
+    """initramfs-tools that take only this machine's drivers take all of them for once."""
+    if not _few_drivers(target):
         yield
         return
     folder = "/etc/initramfs-tools/conf.d"
