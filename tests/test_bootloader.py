@@ -1,6 +1,7 @@
 """Where the minimal OS may lie, what starts it, and what is left of it."""
 
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -403,3 +404,50 @@ def test_the_script_of_the_minimal_os_parses(tmp_path):
         pytest.skip("grub-script-check is not installed")
     (tmp_path / "grub.cfg").write_text(config(UEFI, SERVER))
     assert subprocess.call((checker, tmp_path / "grub.cfg")) == 0
+
+
+# The initramfs
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """A system with initramfs-tools and a kernel; its programs that ask are played, the others written down."""
+    for name, text in {"usr/sbin/mkinitramfs": "#!", "lib/modules/6.1/modules.dep": "x", "boot/initrd.img-6.1": "x",
+                       "etc/initramfs-tools/initramfs.conf": "#MODULES=dep\nMODULES=most\n"}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    ran = []
+
+    def run_in(target, *argv):
+        if argv[0] == "grep":
+            texts = [path.read_text() for path in (target / argv[3].lstrip("/")).rglob("*") if path.is_file()]
+            if not any(re.search(argv[2], text, re.MULTILINE) for text in texts):
+                raise CommandFailed("grep")
+        elif argv[0] == "test":
+            if not (target / argv[2].lstrip("/")).is_file():
+                raise CommandFailed("test")
+        else:
+            ran.append(argv[0])
+        return ""
+
+    monkeypatch.setattr(bootloader, "run_in", run_in)
+    monkeypatch.setattr(bootloader, "_has", lambda target, tool: tool == "mkinitramfs")
+    return SimpleNamespace(root=tmp_path, ran=ran)
+
+
+def test_an_initramfs_with_every_driver_stays_as_it_was(system):
+    assert list(bootloader._initramfs(system.root)) == []
+    assert system.ran == []
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("etc/initramfs-tools/initramfs.conf", "MODULES=dep\n"),         # made for the lost machine's hardware
+    ("etc/initramfs-tools/conf.d/driver-policy", "MODULES=list\n"),
+    ("etc/lvm/devices/system.devices", "lists the lost disks"),
+    ("lib/modules/6.12/modules.dep", "a kernel without one"),
+])
+def test_an_initramfs_that_may_not_fit_is_made_again(name, text, system):
+    (system.root / name).parent.mkdir(parents=True, exist_ok=True)
+    (system.root / name).write_text(text)
+    list(bootloader._initramfs(system.root))
+    assert "update-initramfs" in system.ran
