@@ -28,6 +28,8 @@ from .volumes import every_backup, find_backup, forget
 __all__ = ["Check", "Lock", "checks", "find_copies", "find_sets", "load_drivers", "locks", "match_disks", "opens",
            "recover", "release", "renew", "restart"]
 
+COPIED = Path("/run/medium-device")    # the initramfs: the device whose content is in memory now (asr.toram)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -124,6 +126,8 @@ def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]
     recorded = {device for f in present.filesystems if f.uuid and f.uuid == disk.set.backup.filesystem
                 for device in present.devices_of(f)}
     in_use = {mount.source for mount in mount_table()}
+    if COPIED.exists():
+        in_use.add(COPIED.read_text().strip())
     why = {}
     for found in present.disks:
         above = {d.id for d in present.devices if found.id in present.under(d.id)}
@@ -133,7 +137,7 @@ def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]
         elif backup in nodes or above & recorded:
             why[found.path] = "it holds the backup"
         elif nodes & in_use:
-            why[found.path] = "this recovery medium runs from it"
+            why[found.path] = "it is this recovery medium"
     return why
 
 
