@@ -215,7 +215,7 @@ def folder_for(sifs: Mapping[str, bytes], set: AsrSet) -> str:
     """
     for folder, data in sifs.items():
         other = _readable(data)
-        if other and _same_machine(other, set):
+        if other and same_machine(other, set):
             return folder
     if not sifs:
         return ""
@@ -232,7 +232,7 @@ def _said(content: Content, set: AsrSet) -> Iterator[str]:
         other = _readable(data)
         if other is None:
             yield f"It holds an asr.sif{where} that this version can't read; it stays."
-        elif _same_machine(other, set):
+        elif same_machine(other, set):
             yield f"It holds an older set of {other.host}{where}, of {other.created:%Y-%m-%d %H:%M}, which is replaced."
         else:
             yield f"It is an ASR disk of {other.host}{where}, of {other.created:%Y-%m-%d %H:%M}; that set stays."
@@ -248,7 +248,7 @@ def _readable(data: bytes) -> AsrSet | None:
         return None
 
 
-def _same_machine(one: AsrSet, other: AsrSet) -> bool:
+def same_machine(one: AsrSet, other: AsrSet) -> bool:
     """Two machines may have the same name; a disk of one is no disk of the other."""
     return one.host == other.host and bool({d.id for d in one.layout.disks} & {d.id for d in other.layout.disks})
 

@@ -142,7 +142,7 @@ def _room(place: Place) -> tuple[int, int]:
     if place.where.startswith("/dev/"):
         volume = Volume(place.device, place.type, "", place.label)
         if not volume.look():
-            raise _refused(f"{place.device} cannot be mounted.", "Look at it with fsck, or choose another place.")
+            raise refused(f"{place.device} cannot be mounted.", "Look at it with fsck, or choose another place.")
         try:
             status = os.statvfs(volume.point)
         finally:
@@ -152,7 +152,7 @@ def _room(place: Place) -> tuple[int, int]:
     words = run(("timeout", "--signal=KILL", str(_NETWORK_SECONDS), "stat", "--file-system", "--format=%S %b %a",
                  str(ROOT / place.where.lstrip("/"))), check=False).split()
     if len(words) != 3:
-        raise _refused(f"{place.where} does not answer.", "Check its server and cable.")
+        raise refused(f"{place.where} does not answer.", "Check its server and cable.")
     block, blocks, free = map(int, words)
     return block * blocks, block * free
 
@@ -172,24 +172,36 @@ def destination(set: AsrSet, used: int, place: str, name: str = "") -> Destinati
     """
     name = name or f"{set.host}-{set.created:%Y%m%d-%H%M}{SUFFIX}"
     if "/" in name or name.startswith("."):
-        raise _refused(f"{name} is not a file's name.", "Type a name without a slash.")
+        raise refused(f"{name} is not a file's name.", "Type a name without a slash.")
     if not name.endswith(SUFFIX):
         name += SUFFIX
     if place.startswith("/dev/"):
         return _on_device(set, used, place, name)
+    return _checked(set, used, place, file_at(place, name))
+
+
+def file_at(place: str, name: str) -> Path:
+    """The file of a place that is one, or a folder for a file of this name. Raises DestinationRefused."""
     path = Path(inside(place))
     if path.is_dir():
         path /= name
     elif not path.name.endswith(SUFFIX):
-        raise _refused(f"There is no folder {place}.",
-                       f"Name a folder that is there, or a file that ends in {SUFFIX}.")
-    return _checked(set, used, place, path)
+        raise refused(f"There is no folder {place}.", f"Name a folder that is there, or a file that ends in {SUFFIX}.")
+    return path
+
+
+def check_new(path: Path) -> None:
+    """Raises DestinationRefused for a file that is there already, or can't be for want of a folder."""
+    if not path.parent.is_dir():
+        raise refused(f"There is no folder {path.parent}.", "Make it first, or mount the disk that has it.")
+    if files_of(path):
+        raise refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
 
 
 def _on_device(set: AsrSet, used: int, device: str, name: str) -> Destination:
     """A volume by its node: where it is mounted, or mounted for the time being."""
     if not Path(device).exists():
-        raise _refused(f"There is no device {device}.", "Connect it, or name another place.")
+        raise refused(f"There is no device {device}.", "Connect it, or name another place.")
     device = os.path.realpath(device)          # of /dev/disk/by-uuid, by-label
     for mount in mount_table():
         if mount.source == device:
@@ -222,32 +234,29 @@ def reached(device: str) -> Iterator[Path]:
         try:
             run(("mount", device, str(POINT)))
         except CommandFailed as error:
-            raise _refused(f"{device} cannot be mounted: {error}", "Choose another place.") from None
+            raise refused(f"{device} cannot be mounted: {error}", "Choose another place.") from None
         yield POINT
 
 
 def _checked(set: AsrSet, used: int, place: str, path: Path) -> Destination:
     folder = path.parent
-    if not folder.is_dir():
-        raise _refused(f"There is no folder {folder}.", "Make it first, or mount the disk that has it.")
-    if files_of(path):
-        raise _refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
+    check_new(path)
     volume = volume_of(folder)
     if volume["fstype"] in _MEMORY:
-        raise _refused(f"{place} is in this computer's memory and will be gone at the next start.",
+        raise refused(f"{place} is in this computer's memory and will be gone at the next start.",
                        "Choose a disk that stays.")
     if on := on_critical_disk(set.layout, volume["source"]):
         raise _refused_critical(place, on)
     local = volume["source"].startswith("/dev/")
     kind = run(("lsblk", "--nodeps", "--noheadings", "--output", "TYPE", volume["source"]), check=False).strip()
     if local and kind and (why := _why_not(volume["source"], kind, volume["fstype"], "", False)):
-        raise _refused(f"{place} will not do: {why}", "Choose a place directly on another disk or on the network.")
+        raise refused(f"{place} will not do: {why}", "Choose a place directly on another disk or on the network.")
     status = os.statvfs(folder)
     if not os.access(folder, os.W_OK) or status.f_flag & os.ST_RDONLY:
-        raise _refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
+        raise refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
     free = status.f_bavail * status.f_frsize
     if why := _too_small(place, free, used):
-        raise _refused(why, "Choose a place with more room.")
+        raise refused(why, "Choose a place with more room.")
     inner = "/" + os.path.relpath(folder, POINT if POINT.is_mount() and folder.is_relative_to(POINT)
                                   else ROOT / volume["target"].lstrip("/"))
     reference = BackupReference(
@@ -279,7 +288,7 @@ def measured(folder: Path) -> int:
                 os.fdatasync(file.fileno())
                 written += len(block)
     except OSError as error:
-        raise _refused(f"{folder} cannot be written: {os.strerror(error.errno or 0)}.",
+        raise refused(f"{folder} cannot be written: {os.strerror(error.errno or 0)}.",
                        "Choose another place.") from None
     speed = int(written / max(time.monotonic() - started, 1e-6))
     log(f"{folder} takes {human(speed)} in a second")
@@ -307,15 +316,20 @@ def volume_of(folder: Path) -> dict[str, str]:
     return row | {"target": point, "source": source}
 
 
+def whole(path: Path) -> Path:
+    """A backup's name without that of its first volume."""
+    return path.with_name(path.name.removesuffix(".001"))
+
+
 def files_of(path: Path) -> list[Path]:
     """The backup's file, or its volumes."""
     return [file for file in (path, *path.parent.glob(glob.escape(path.name) + ".[0-9][0-9][0-9]")) if file.exists()]
 
 
-def _refused(what: str, hint: str) -> DestinationRefused:
+def refused(what: str, hint: str) -> DestinationRefused:
     return DestinationRefused(what, hint=hint, untouched="Nothing was written.")
 
 
 def _refused_critical(place: str, on: str) -> DestinationRefused:
-    return _refused(f"{place} lies on {on}, a disk that recovery will format.",
+    return refused(f"{place} lies on {on}, a disk that recovery will format.",
                     "Choose a place on another disk or on the network.")

@@ -7,10 +7,9 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from . import backup
-from .asr_disk import inside
 from .backup import Entry, Selection, Source, verify_backup, write_backup
-from .destinations import SUFFIX, files_of, volume_of
-from .errors import DamagedBackup, DestinationRefused
+from .destinations import SUFFIX, check_new, file_at, files_of, refused, volume_of
+from .errors import DamagedBackup
 from .events import Difference, Event
 from .run import ROOT, log
 from .sif import now
@@ -44,17 +43,10 @@ def entries(directory: bytes) -> list[Entry]:
 
 def destination(place: str) -> tuple[Path, str]:
     """The file to write for a folder or file that was named, and a caution, if any. Raises DestinationRefused."""
-    path = Path(inside(place))
-    if path.is_dir():
-        path /= f"files-{now():%Y%m%d-%H%M}{SUFFIX}"
-    elif not path.name.endswith(SUFFIX):
-        raise _refused(f"There is no folder {place}.", f"Name a folder that is there, or a file that ends in {SUFFIX}.")
-    if not path.parent.is_dir():
-        raise _refused(f"There is no folder {path.parent}.", "Make it first, or mount the disk that has it.")
-    if files_of(path):
-        raise _refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
+    path = file_at(place, f"files-{now():%Y%m%d-%H%M}{SUFFIX}")
+    check_new(path)
     if not os.access(path.parent, os.W_OK):
-        raise _refused(f"{place} is not writable.", "Choose another place.")
+        raise refused(f"{place} is not writable.", "Choose another place.")
     volume, root = volume_of(path.parent), volume_of(ROOT)
     if volume["fstype"] in ("tmpfs", "ramfs"):
         return path, f"{place} is in this computer's memory: the backup will be gone at the next start."
@@ -112,8 +104,4 @@ def _mount_point(path: Path) -> Path:
     while path not in (ROOT, path.parent) and not os.path.ismount(path):
         path = path.parent
     return path
-
-
-def _refused(what: str, hint: str) -> DestinationRefused:
-    return DestinationRefused(what, hint=hint, untouched="Nothing was written.")
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .backup import verify_backup
-from .destinations import files_of, reached
+from .destinations import files_of, reached, whole
 from .errors import BackupNotFound, CommandFailed, DestinationRefused, NeedsRoot
 from .events import Difference, Event
 from .probe import mount_table
@@ -39,7 +39,7 @@ def known() -> tuple[Medium, ...]:
     """All that are found, the newest first. Their volumes stay mounted, read-only, until forget(). Raises NeedsRoot."""
     if os.geteuid():
         raise NeedsRoot("Looking for backups on all volumes needs root.", hint="Quit, and run it with sudo.")
-    found = (Medium(backup, sum(file.stat().st_size for file in files_of(_whole(Path(backup.path)))),
+    found = (Medium(backup, sum(file.stat().st_size for file in files_of(whole(Path(backup.path)))),
                     *_last_verified(backup.set.id)) for backup in every_backup())
     return tuple(sorted(found, key=lambda medium: medium.set.created, reverse=True))
 
@@ -78,7 +78,7 @@ def delete(medium: Medium) -> None:
     below = Path(*inner.parts[1:])             # the first names the volume
     forget()
     with _writable(medium.backup.device) as top:
-        files = files_of(_whole(top / below))
+        files = files_of(whole(top / below))
         if not files:
             raise BackupNotFound(f"{medium.backup.place} is not there any more.", hint="Look again: F5.")
         try:
@@ -103,8 +103,3 @@ def _writable(device: str) -> Iterator[Path]:
             yield top
     except CommandFailed as error:
         raise DestinationRefused(f"{device} cannot be written: {error}", hint="Look at it with fsck.") from None
-
-
-def _whole(path: Path) -> Path:
-    """The backup's name without that of its first volume."""
-    return path.with_name(path.name.removesuffix(".001"))

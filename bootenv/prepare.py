@@ -17,10 +17,10 @@ from .backup import Selection, Source, read_first, verify_backup, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
-from .destinations import Destination, Place, at, files_of, on_critical_disk, places, volume_of
+from .destinations import Destination, Place, at, files_of, on_critical_disk, places, refused, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
-from .errors import Busy, DamagedBackup, DestinationRefused, NeedsRoot, Unsupported
+from .errors import Busy, DamagedBackup, NeedsRoot, Unsupported
 from .events import Difference, Event
 from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
@@ -277,7 +277,7 @@ def save_report(set: AsrSet, place: str) -> None:
     try:
         Path(inside(place)).write_bytes((ROOT / report_of(set)).read_bytes())
     except OSError as error:
-        raise _refused(f"{place} could not be written: {error.strerror}.", "Name another file.") from None
+        raise refused(f"{place} could not be written: {error.strerror}.", "Name another file.") from None
 
 
 def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
@@ -354,10 +354,10 @@ def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = 
     else:
         folder = Path(device) if Path(device).is_dir() else Path(device).parent
         if not folder.is_dir():
-            raise _refused(f"There is no folder {folder}.", "Name a folder that is there.")
+            raise refused(f"There is no folder {folder}.", "Name a folder that is there.")
         on = on_critical_disk(set.layout, volume_of(folder)["source"])
     if on:
-        raise _refused(f"{place} lies on {on}, a disk that recovery will format.",
+        raise refused(f"{place} lies on {on}, a disk that recovery will format.",
                        "Use a floppy disk, a USB stick, or an image or folder on another disk.")
     asr_disk.check_disk(set, device, agreed=agreed, format=format)
 
@@ -397,7 +397,3 @@ def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
 
 def _used(point: Path) -> int:
     return shutil.disk_usage(point).used
-
-
-def _refused(what: str, hint: str) -> DestinationRefused:
-    return DestinationRefused(what, hint=hint, untouched="Nothing was written.")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from .destinations import Destination, at, files_of
+from .asr_disk import same_machine
+from .destinations import Destination, at, files_of, whole
 from .drift import notice
 from .errors import CommandFailed, NoSuchJob, Unsupported
 from .events import Difference
@@ -280,15 +281,15 @@ def retire(set: AsrSet, destination: Destination, keep: int, keep_days: int) -> 
     with at(destination):
         folder = destination.path.parent
         ours = [(path, other.created) for path, other in backups_in(folder)
-                if other.host == set.host and {d.id for d in other.layout.disks} & {d.id for d in set.layout.disks}]
-        if destination.path.name not in {path.name.removesuffix(".001") for path, _ in ours}:
+                if same_machine(other, set)]
+        if destination.path not in {whole(path) for path, _ in ours}:
             return                     # the new one must be among them, or something is wrong here
         for path in superseded(ours, keep, keep_days, set.created):
-            whole = path.with_name(path.name.removesuffix(".001"))
+            old = whole(path)
             try:
-                for file in files_of(whole):
+                for file in files_of(old):
                     file.unlink()
-                log(f"Removed {whole}, which newer backups supersede")
-                yield Difference(whole.name, "It was removed: newer backups take its place.")
+                log(f"Removed {old}, which newer backups supersede")
+                yield Difference(old.name, "It was removed: newer backups take its place.")
             except OSError as error:
-                yield Difference(whole.name, f"It could not be removed: {error.strerror}.")
+                yield Difference(old.name, f"It could not be removed: {error.strerror}.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bootenv import documents
+from bootenv import destinations, documents
 from bootenv.backup import list_backup, restore_backup
 from bootenv.documents import back_up, destination, entries, everyones, mine, select
 from bootenv.errors import DamagedBackup, DestinationRefused
@@ -19,7 +19,7 @@ def computer(tmp_path, monkeypatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     monkeypatch.setattr(documents, "ROOT", tmp_path / "computer")
-    monkeypatch.setattr(documents, "inside", lambda place: place)
+    monkeypatch.setattr(destinations, "inside", lambda place: place)
     monkeypatch.setattr(documents, "volume_of", lambda folder: {"source": "/dev/vdb", "fstype": "ext4"}
                         if "to" in folder.parts else {"source": "/dev/vda", "fstype": "ext4"})
     (tmp_path / "to").mkdir()
