@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual import work
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
@@ -18,7 +17,7 @@ from bootenv.layout import human
 from .app import Cancelled
 from .files import Tree, from_backup, restore_files
 from .prepare import Cancellable, PrepareApp, Selecting
-from .screens import Browse, Looking, Notice, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .screens import Browse, Choosing, Looking, Notice, Page, ProgressPage, bullets, difference_lines, key, text, when
 from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
@@ -324,7 +323,7 @@ class Advanced(Tab):
                       "To go back to the wizard, press W.")
 
 
-class Media(Tab):
+class Media(Choosing[Any], Tab):
     """Page 17, third tab: the sets' backups. Answers ("browse" | "verify" | "delete", Medium)."""
 
     NUMBER = 2
@@ -337,31 +336,20 @@ class Media(Tab):
         "it, after a question."
     )
 
-    def __init__(self, known: "Callable[[], tuple[Medium, ...]]"):
-        super().__init__()
-        self.known = known
-        self.media: tuple[Medium, ...] = ()
+    LOOKING = "Looking for backups on every volume..."
+    NONE = "No backup was found."
+    NEEDS = "take"
 
     def tab(self) -> Iterable[Widget]:
         yield Lines(1)
-        yield Marks(["Looking for backups on every volume..."], height=12)
+        yield Marks([self.LOOKING], height=12)
         yield Lines(3, id="about")
 
     def on_mount(self) -> None:
         self.query_one(Lines).show("  " + _MEDIUM.format("Created (UTC)", "Age", "Computer", "Size", "Verified"))
-        self.action_look()
 
-    @work(exclusive=True)
-    async def action_look(self) -> None:
-        marks = self.query_one(Marks)
-        marks.show(["Looking for backups on every volume..."])
-        try:
-            self.media = await asyncio.to_thread(self.known)
-        except Exception as error:
-            return self.fail(error)
-        marks.show([medium_line(medium, datetime.now(UTC)) for medium in self.media] or ["No backup was found."])
-        self.show_keys()
-        self.on_marks_moved()
+    def line(self, found: "Medium") -> str:
+        return medium_line(found, datetime.now(UTC))
 
     def on_marks_moved(self) -> None:
         chosen = self.chosen
@@ -369,14 +357,6 @@ class Media(Tab):
             f"      At           {shortened(chosen.backup.place, TEXT_WIDTH - 19)}",
             f"      System       {chosen.set.system}",
             f"      Files        {chosen.set.backup.files:,}"] if chosen else []))
-
-    @property
-    def chosen(self) -> "Medium | None":
-        at = self.query_one(Marks).chosen
-        return self.media[at] if at < len(self.media) else None
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return bool(self.media) if action == "take" else super().check_action(action, parameters)
 
     def action_take(self, what: str) -> None:
         self.answer((what, self.chosen))
@@ -393,7 +373,7 @@ def medium_line(medium: "Medium", today: datetime) -> str:
                           verified)
 
 
-class Jobs(Tab):
+class Jobs(Choosing[Any], Tab):
     """Page 17, fourth tab. Answers ("new", None) or ("remove", Job)."""
 
     NUMBER = 3
@@ -403,41 +383,27 @@ class Jobs(Tab):
         "backup and the ASR disk are there; its output is in the journal; and whoever logs in is told if it failed."
     )
 
-    def __init__(self, jobs: "Callable[[], list[tuple[Job, str, str]]]"):
-        super().__init__()
-        self.find = jobs
-        self.jobs: list[tuple[Job, str, str]] = []
+    LOOKING = "Looking for jobs..."
+    NONE = "No job is scheduled."
+    NEEDS = "remove"
 
     def tab(self) -> Iterable[Widget]:
-        yield Marks(["Looking for jobs..."], height=10)
+        yield Marks([self.LOOKING], height=10)
         yield Lines(6)
 
-    def on_mount(self) -> None:
-        self.look()
-
-    @work
-    async def look(self) -> None:
-        try:
-            self.jobs = await asyncio.to_thread(self.find)
-        except Exception as error:
-            return self.fail(error)
-        self.query_one(Marks).show([f"{job.name:<18} {words}" for job, words, _ in self.jobs]
-                                   or ["No job is scheduled."])
-        self.show_keys()
-        self.on_marks_moved()
+    def line(self, found: "tuple[Job, str, str]") -> str:
+        job, words, _ = found
+        return f"{job.name:<18} {words}"
 
     def on_marks_moved(self) -> None:
-        if self.jobs:
-            job, _, due = self.jobs[self.query_one(Marks).chosen]
+        if self.chosen:
+            job, _, due = self.chosen
             self.query_one(Lines).show(
                 f"      Next         {due}", f"      Backup       {shortened(job.to, TEXT_WIDTH - 19)}",
                 f"      ASR disk     {shortened(job.disk, TEXT_WIDTH - 19)}", f"      Keeps        {job.kept}")
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return bool(self.jobs) if action == "remove" else super().check_action(action, parameters)
-
     def action_remove(self) -> None:
-        self.answer(("remove", self.jobs[self.query_one(Marks).chosen][0]))
+        self.answer(("remove", self.chosen[0]))
 
 
 class Sure(Page[bool]):

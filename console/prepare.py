@@ -20,6 +20,7 @@ from bootenv.layout import human
 from .app import Cancelled, SetupApp
 from .screens import (
     Browse,
+    Choosing,
     LeaveQuestion,
     Leaving,
     Looking,
@@ -369,7 +370,7 @@ class BackupDestination(Page["Destination | None"]):
             self.checking = False
 
 
-class Places(Page[str]):
+class Places(Choosing[str]):
     """Page 18, Browse: every volume and network place. Answers one, "" to go back."""
 
     HEADING = "Browse for a backup destination"
@@ -383,47 +384,23 @@ class Places(Page[str]):
     WARNING = _NO_SET
 
     def __init__(self, survey: "Survey", find: "Callable[[], tuple[Place, ...]]"):
-        super().__init__()
+        super().__init__(find)
         self.survey = survey
-        self.find = find
-        self.places: tuple[Place, ...] = ()
 
     def content(self) -> Iterable[Widget]:
         yield text(f"The backup needs about {human(backup_size(self.survey.used))}.")
         yield Lines(1)
-        yield Marks(["Looking..."], height=11)
+        yield Marks([self.LOOKING], height=11)
         yield Lines(3, id="why")
 
     def on_mount(self) -> None:
         self.query_one(Lines).show("  " + _PLACE.format("Label", "Place", "File system", "Free"))
-        self.action_look()
 
-    @work(exclusive=True)
-    async def action_look(self) -> None:
-        marks = self.query_one(Marks)
-        marks.show(["Looking..."])
-        try:
-            self.places = await asyncio.to_thread(self.find)
-        except Exception as error:
-            return self.fail(error)
-        marks.show([place_line(place) for place in self.places] or ["There is none."])
-        self.show_keys()
-        self.say_why()
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return bool(self.places) if action == "choose" else super().check_action(action, parameters)
+    def line(self, found: "Place") -> str:
+        return place_line(found)
 
     def on_marks_moved(self) -> None:
-        self.say_why()
-
-    def say_why(self) -> None:
-        place = self.chosen
-        self.query_one("#why", Lines).show(*wrapped(place.refused if place else ""))
-
-    @property
-    def chosen(self) -> "Place | None":
-        at = self.query_one(Marks).chosen
-        return self.places[at] if at < len(self.places) else None
+        self.query_one("#why", Lines).show(*wrapped(self.chosen.refused if self.chosen else ""))
 
     def action_choose(self) -> None:
         if self.chosen and not self.chosen.refused:
@@ -546,7 +523,7 @@ class InsertDiskette(Page[str]):
         self.answer(self.place)
 
 
-class Drives(Page[str]):
+class Drives(Choosing[str]):
     """Page 20 where there is no floppy drive, or another disk is wanted. Answers a device, _TYPED, or "" to go back."""
 
     HEADING = "Where should the ASR disk be written?"
@@ -559,38 +536,19 @@ class Drives(Page[str]):
         "T takes the path of a floppy image or a folder instead."
     )
     WARNING = _NO_DISK
-
-    def __init__(self, find: "Callable[[], tuple[Drive, ...]]"):
-        super().__init__()
-        self.find = find
-        self.drives: tuple[Drive, ...] = ()
+    NONE = "There is no floppy drive and no USB stick."
 
     def content(self) -> Iterable[Widget]:
         yield text("Connect a USB stick and press F5, or insert a diskette. Then choose it:")
-        yield Marks(["Looking..."], height=11)
+        yield Marks([self.LOOKING], height=11)
         yield bullets("To use the one that is shown in reverse, press ENTER.",
                       "To name a floppy image or a folder, press T.")
 
-    def on_mount(self) -> None:
-        self.action_look()
-
-    @work(exclusive=True)
-    async def action_look(self) -> None:
-        marks = self.query_one(Marks)
-        marks.show(["Looking..."])
-        try:
-            self.drives = await asyncio.to_thread(self.find)
-        except Exception as error:
-            return self.fail(error)
-        marks.show([f"{drive.device:<14}  {drive.description}" for drive in self.drives]
-                   or ["There is no floppy drive and no USB stick."])
-        self.show_keys()
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return bool(self.drives) if action == "choose" else super().check_action(action, parameters)
+    def line(self, found: "Drive") -> str:
+        return f"{found.device:<14}  {found.description}"
 
     def action_choose(self) -> None:
-        self.answer(self.drives[self.query_one(Marks).chosen].device)
+        self.answer(self.chosen.device)
 
 
 class Writing(Work):

@@ -4,7 +4,7 @@ import os
 import textwrap
 from asyncio import Future, to_thread
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from threading import Event
 from time import monotonic
@@ -24,7 +24,20 @@ from bootenv import run
 from bootenv.errors import AsrDiskNotBlank, AsrError, NewerSchema
 from bootenv.events import Difference, Progress
 
-from .widgets import HEIGHT, TEXT_WIDTH, Field, Gauge, Lines, Listing, StatusBar, Title, drawable, shortened, wrapped
+from .widgets import (
+    HEIGHT,
+    TEXT_WIDTH,
+    Field,
+    Gauge,
+    Lines,
+    Listing,
+    Marks,
+    StatusBar,
+    Title,
+    drawable,
+    shortened,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from bootenv.recover import Check
@@ -532,6 +545,45 @@ class Looking(Page[Any]):
             self.answer(await to_thread(self.look))
         except Exception as error:
             self.fail(error)
+
+
+class Choosing(Page[T]):
+    """A list of what is found, which takes its time; one of it is chosen, or nothing can be done with `NEEDS`."""
+
+    LOOKING = "Looking..."
+    NONE = "There is none."
+    NEEDS = "choose"                   # the action that there must be something for
+
+    def __init__(self, find: "Callable[[], Sequence[Any]]"):
+        super().__init__()
+        self.find = find
+        self.found: Sequence[Any] = ()
+
+    def line(self, found: Any) -> str:
+        raise NotImplementedError
+
+    def on_mount(self) -> None:
+        self.action_look()
+
+    @work(exclusive=True)
+    async def action_look(self) -> None:
+        marks = self.query_one(Marks)
+        marks.show([self.LOOKING])
+        try:
+            self.found = await to_thread(self.find)
+        except Exception as error:
+            return self.fail(error)
+        marks.show([self.line(found) for found in self.found] or [self.NONE])
+        self.show_keys()
+
+    @property
+    def chosen(self) -> Any:
+        """None while there is nothing."""
+        at = self.query_one(Marks).chosen
+        return self.found[at] if at < len(self.found) else None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.found) if action == self.NEEDS else super().check_action(action, parameters)
 
 
 class Browse(Page[str]):
