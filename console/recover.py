@@ -16,7 +16,7 @@ from bootenv.events import Event, Progress
 from bootenv.layout import Disk, human
 
 from .app import CHOOSE_KEYBOARD, SetupApp
-from .files import restore_files
+from .files import restore_files, verify_backup
 from .screens import (
     ChecksPage,
     Looking,
@@ -112,7 +112,12 @@ class RecoverApp(SetupApp):
 
     async def welcome(self) -> None:
         while (wish := await self.ask(Welcome())) != "recover":
-            await (restore_files(self) if wish == "restore" else self.ask(Notice(*_NOT_YET[wish])))
+            if wish == "restore":
+                await restore_files(self)
+            elif wish == "verify":
+                await verify_backup(self)
+            else:
+                await self.ask(Notice(*_NOT_YET))
         self.wanted = True
 
     async def asr_disk(self) -> "AsrDisk | None":
@@ -200,22 +205,13 @@ _DISKS_CHANGED = (
     "been run again from this medium."
 )
 
-_NOT_YET = {
-    "verify": (
-        "Verify a backup and an ASR disk",
-        "This version of Setup cannot verify from this page. On any computer that runs Linux, start the program "
-        "on this medium as root:",
-        "      /asr verify BACKUP",
-        "Nothing was changed.",
-    ),
-    "prepare": (
-        "Prepare an ASR set of this computer",
-        "This version of Setup cannot prepare an offline computer. Start the computer's own system, mount this "
-        "medium and run its program as root:",
-        "      /asr prepare",
-        "Nothing was changed.",
-    ),
-}
+_NOT_YET = (
+    "Prepare an ASR set of this computer",
+    "This version of Setup cannot prepare an offline computer. Start the computer's own system, mount this "
+    "medium and run its program as root:",
+    "      /asr prepare",
+    "Nothing was changed.",
+)
 
 
 class Inspecting(Page[bool]):
