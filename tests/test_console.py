@@ -856,6 +856,25 @@ async def test_recovery_that_failed_while_no_console_was_there_says_that_the_dis
         await until(pilot, "Press F6")
 
 
+async def test_a_console_that_comes_back_goes_on_where_the_technician_was(tmp_path):
+    no_disk = raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive."))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+    story = boot_recovery(find_sets=no_disk)
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome to Setup")
+        await pilot.press("f2")
+        await until(pilot, "Press any key when ready")
+    story = boot_recovery(recover=lambda *_: working(COPYING, errors.CommandFailed("mkfs.ext4 failed")))
+    async with recover_app(story, tmp_path, tick=0.01).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "mkfs.ext4 failed")
+    async with recover_app(boot_recovery(find_sets=no_disk), tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press any key when ready")
+        await pilot.press("space")
+        await until(pilot, "could not find an ASR disk")
+        assert "Nothing was changed" not in screen_text(pilot.app)
+
+
 async def test_a_restore_that_is_under_way_asks_nothing_when_the_console_comes_back():
     story = os_restore(under_way=lambda: working(RESTORING, outcome=RECOVERED), locks=raises(AssertionError),
                        find_backup=raises(AssertionError))
