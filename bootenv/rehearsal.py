@@ -264,10 +264,10 @@ class Guest:
 
     # Media
 
-    def insert_floppy(self, image: Path) -> None:
-        """Put a 1.44 MB image into the drive, in place of what is there."""
+    def insert_floppy(self, image: Path, *, read_only: bool = False) -> None:
+        """Put a 1.44 MB image into the drive, in place of what is there; read_only: its write protection is open."""
         self.command("blockdev-change-medium", id=FLOPPY_DRIVE, filename=str(image), format="raw",
-                     read_only_mode="read-write")
+                     read_only_mode="read-only" if read_only else "read-write")
 
     def eject(self) -> None:
         """Take the floppy out of its drive."""
