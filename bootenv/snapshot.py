@@ -22,6 +22,11 @@ _NAME = "asr-snapshot"                 # of what is made here
 _POINTS = STATE / "snapshots"
 _LEAST, _MOST = 0.05, 0.20             # of a volume's size for what changes while its snapshot is there
 
+# A snapshot comes and goes as a name in the subvolume's own directory, whose time is to stay what it was.
+_MAKE_IN = 'time=$(stat --format=%.Y "$1"); btrfs subvolume snapshot -r "$1" "$2"; touch -m -d "@$time" "$1"'
+_REMOVE_FROM = ('test ! -d "$2" || { time=$(stat --format=%.Y "$1") && btrfs subvolume delete "$2" && '
+                'touch -m -d "@$time" "$1"; }')
+
 LIVE = "It was read while it was in use: only LVM with room and btrfs can be held still for the reading."
 FULL = "Its snapshot ran full while it was read: make room in the volume group, and back up again."
 HOOK = "It failed {when} the backup; the log has what it said."
@@ -114,12 +119,12 @@ def _of_subvolumes(source: Source, root: str) -> Iterator[_Snapshot]:
     But not what is itself a snapshot: recovery makes none again.
     """
     place = Path(os.fsdecode(source.directory))
-    snapshot = shlex.quote(str(place / f".{_NAME}"))
+    names = shlex.join((str(place), str(place / f".{_NAME}")))
     inner = [line.partition(" path ")[2] for line in
              run(("btrfs", "subvolume", "list", "-o", "-q", str(place))).splitlines() if " parent_uuid - " in line]
     yield _Snapshot(
-        make=(("btrfs", "subvolume", "snapshot", "-r", str(place), str(place / f".{_NAME}")),),
-        remove=f"test ! -d {snapshot} || btrfs subvolume delete {snapshot}",
+        make=(("sh", "-ec", _MAKE_IN, "sh", str(place), str(place / f".{_NAME}")),),
+        remove=f"set -- {names}; {_REMOVE_FROM}",
         sources=(Source(place / f".{_NAME}", source.prefix),),
     )
     for path in inner:

@@ -66,6 +66,11 @@ def files() -> list[Path]:
                                      "btrfs/inner/innermost/file", "tmpfs/file")]
 
 
+def times() -> dict[str, int]:
+    """Of the btrfs directories in which snapshots come and go, in nanoseconds."""
+    return {str(path): path.parent.stat().st_mtime_ns for path in files() if "btrfs" in str(path)}
+
+
 def sources(*places: tuple[str, str]) -> list[Source]:
     return [Source(WORK / name, prefix) for name, prefix in places]
 
@@ -76,6 +81,7 @@ def backed_up(*places: tuple[str, str], flood: int = 0) -> dict[str, object]:
     for path in files():
         path.write_text("before")
     notes: list[Difference] = []
+    before = times()
     with held_still(sources(*places), notes) as found:
         for path in files():
             path.write_text("after")
@@ -84,7 +90,9 @@ def backed_up(*places: tuple[str, str], flood: int = 0) -> dict[str, object]:
                 for _ in range(flood):
                     file.write(os.urandom(2**20))
             os.sync()
+        during = times()
         told = list(write_backup(Path("/run/b"), found, workers=1))
+    after = times()
     (WORK / "xfs/flood").unlink(missing_ok=True)
     shell("rm", "-rf", "/run/out")
     Path("/run/out").mkdir()
@@ -95,6 +103,7 @@ def backed_up(*places: tuple[str, str], flood: int = 0) -> dict[str, object]:
         "told": [f"{e.what}: {e.why}" for e in (*notes, *told) if isinstance(e, Difference)],
         "hooks": Path("/run/hooks").read_text().splitlines(),
         "left": left(),
+        "times": [before, during, after],
         "log": LOG.read_text()[-3000:],
     }
 

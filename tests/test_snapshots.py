@@ -46,6 +46,12 @@ def test_no_snapshot_is_left(outcome):
     assert outcome["killed"]["held"], "there was nothing to be removed"
 
 
+def test_a_snapshot_leaves_no_trace_in_its_directory(outcome):
+    before, during, after = outcome["two"]["times"]
+    assert len(before) == 3
+    assert before == during == after
+
+
 def test_hooks_run_before_and_after_also_when_the_program_is_killed(outcome):
     for case in outcome.values():
         called = [line.split()[:2] for line in case["hooks"]]
