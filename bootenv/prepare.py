@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import asr_disk, backup
+from . import asr_disk, backup, carried
 from .asr_disk import Drive, drives, inside, put
 from .backup import Selection, Source, read_first, verify_backup, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
+from .commands import as_text, read_commands
 from .destinations import Destination, Place, at, files_of, on_critical_disk, places, refused, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
@@ -61,7 +62,9 @@ class Survey:
     @property
     def excluding(self) -> Excluding:
         exclude = (*_excluded(self.draft.layout), *LISTED, *self.exclude)
-        return {"exclude": exclude, "include": self.include, "caches": False}
+        # The drivers of the set must be in it, whatever was asked for.
+        files = tuple(glob.escape(f"{carried.MACHINE}/{file.path}") for file in self.draft.files)
+        return {"exclude": exclude, "include": (*self.include, *files), "caches": False}
 
 
 def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: Sequence[str] = ()) -> Survey:
@@ -92,6 +95,7 @@ def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: S
         id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
         kernel=os.uname().release, architecture=os.uname().machine, firmware=firmware,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), layout=layout, loader=loader,
+        files=carried.kept(), commands=read_commands(),
     )
     used = sum({mount.filesystem: _used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts}.values())
     losses = (Difference(f.device, f.why) for f in findings if f.verdict == LOSS)
@@ -289,6 +293,8 @@ def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
         + (f" on the volume {set.backup.label}" if set.backup.label else ""),
         f"Files       {set.backup.files:,}", f"Bytes       {set.backup.bytes:,} before compression",
         f"Mounted at  {', '.join(mount.point for mount in set.layout.mounts_by_depth())}", "",
+        *(["Drivers and firmware that go along:", *(f"  {file.path}" for file in set.files), ""] if set.files else []),
+        *([as_text(set.commands)] if set.commands else []),
         as_lines(survey.findings)]
     for heading, differences in (("NOT protected:", survey.left_out), ("NOT as it was, or left out:", unlike)):
         lines += [heading, *(f"  {d.what}: {d.why}" for d in differences), *([] if differences else ["  nothing"]), ""]
@@ -370,7 +376,7 @@ def find_drives(set: AsrSet) -> tuple[Drive, ...]:
 def write_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> Iterator[Event]:
     """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors and DestinationRefused."""
     check_disk(set, place, agreed=agreed, format=format)
-    yield from put(set, inside(place), agreed=agreed, format=format)
+    yield from put(set, inside(place), carried.at_hand(set), agreed=agreed, format=format)
 
 
 def label_of(set: AsrSet) -> str:

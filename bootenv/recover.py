@@ -11,7 +11,9 @@ from .asr_disk import SIF, AsrDisk, write_log
 from .asr_disk import find_asr_disks as find_sets
 from .backup import restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
-from .drivers import carry, load_drivers, release
+from .carried import GATHERED, gather
+from .commands import missing_tools
+from .drivers import carry, load_drivers, load_from, release
 from .errors import AsrError, BackupNotFound, CommandFailed, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
 from .events import Difference, Event
 from .execute import execute
@@ -46,9 +48,13 @@ def checks(disk: AsrDisk, *, without_backup: bool = False) -> Iterator[Check]:
     `without_backup`: a person said that the backup will be connected later; it is not looked for.
     """
     yield Check(f"ASR disk of {disk.set.host}, created {disk.set.created:%Y-%m-%d %H:%M} UTC")
+    if disk.set.files:                 # first: the disks and the backup may need them
+        yield _load_carried(disk)
     yield Check("Firmware", _firmware(disk))
     yield _plan_check(disk)
     yield Check("Recovery files on this medium", _medium_error())
+    if disk.set.commands:
+        yield _commands_check(disk)
     yield _backup_check(disk, without_backup)
     yield _disks_check(disk)
 
@@ -217,6 +223,27 @@ def _plan_check(disk: AsrDisk) -> Check:
             f"The recovery medium lacks {', '.join(missing)}.", hint="Use a complete recovery medium."))
     count = len(disk.set.layout.filesystems)
     return Check(f"Partitions and file systems: {count} to recreate")
+
+
+def _load_carried(disk: AsrDisk) -> Check:
+    """The set's own drivers and firmware, loaded; what is of no use is said, and stops nothing."""
+    lacking = gather(disk)
+    loaded = load_from(GATHERED / "drivers") if (GATHERED / "drivers").is_dir() else []
+    useless = [f"{d.what}: {d.why}" for d in lacking] + [f"{f.name}: {f.trouble}" for f in loaded if f.trouble]
+    good = sum(not file.trouble for file in loaded)
+    more = f" And {len(useless) - 1} more: D shows the log." if len(useless) > 1 else ""
+    return Check(f"Drivers and firmware of the set: {good} in use", note=useless[0] + more if useless else "")
+
+
+def _commands_check(disk: AsrDisk) -> Check:
+    """The minimal OS has the programs that this medium has."""
+    missing = list(missing_tools(disk.set.commands))
+    if critical := next((command for command in missing if command.critical), None):
+        return Check("Commands of the set", ToolMissing(
+            f"The critical command {critical.title!r} needs {critical.argv[0]}, which this medium does not have.",
+            hint="Use the recovery medium that the set was made for."))
+    note = ", ".join(f"{command.title}: {command.argv[0]} is not on this medium" for command in missing)
+    return Check(f"Commands of the set: {len(disk.set.commands)}", note=note)
 
 
 def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:

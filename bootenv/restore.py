@@ -10,6 +10,7 @@ from pathlib import Path
 from .asr_disk import SIF
 from .backup import list_backup, restore_backup
 from .bootloader import MEDIUM, RECOVERY, esp_mounts, install_system, recovery_folder, remove_minimal
+from .commands import run_commands
 from .errors import AsrError, NoAsrDisk, WrongPassphrase
 from .events import Difference, Event, Progress
 from .layout import Layout
@@ -105,10 +106,13 @@ def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | Non
 def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secrets: Mapping[str, bytes]
           ) -> Iterator[Event]:
     journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
+    yield from run_commands(set.commands, "before", target)
     yield from restore_backup(Path(backup.path), target, journal=journal)
     shutil.rmtree(target / SAVED_HEADERS, ignore_errors=True)  # they are on their disks
     yield from make_swap_files(layout, target)
     yield from enroll_keys(layout, target, secrets)
+    # What they change, the initramfs and read-only subvolumes are to have.
+    yield from run_commands(set.commands, "after", target)
     set_read_only(layout, target)
     yield from install_system(set, layout, target)
     yield from remove_minimal(set, layout, target, _in_backup(Path(backup.path), layout))

@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,11 +35,12 @@ def run(
     *,
     input: bytes | None = None,
     check: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> str:
     """Runs a program to its end and returns what it wrote on stdout, decoded with surrogateescape.
 
     Its standard input is empty unless `input` is given; it never sees the console's descriptors, since Textual
-    draws on stderr. Raises ToolMissing, and CommandFailed
+    draws on stderr. `environment` comes on top of the one that all have. Raises ToolMissing, and CommandFailed
     for an exit status other than 0 unless `check` is False.
     """
     log("+ " + shlex.join(argv))
@@ -48,7 +49,7 @@ def run(
             argv,
             input=input if input is not None else b"",
             capture_output=True,
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | dict(environment or {}),
             start_new_session=True,   # no terminal to ask on, and the console's signals are not the child's
         )
     except FileNotFoundError:

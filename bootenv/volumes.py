@@ -119,10 +119,15 @@ def every_backup() -> Iterator[FoundBackup]:
                 yield FoundBackup(str(path), f"/{path.relative_to(volume.point)} on {volume.name}", set, volume.device)
 
 
+def is_backup(path: Path) -> bool:
+    """By its name."""
+    return path.name.endswith(_SUFFIXES)
+
+
 def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
     """Each ASR set's backup in a folder (of volumes the first), and its set."""
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(_SUFFIXES) and (set := _set_of(path)):
+        if is_backup(path) and (set := _set_of(path)):
             yield path, set
 
 
@@ -146,7 +151,7 @@ def read_copy(path: Path) -> AsrSet:
     """
     if not path.exists():
         raise NoAsrDisk(f"There is no file {path}.", hint="Name a backup of an ASR set, or a copy of its asr.sif.")
-    if path.name.endswith(_SUFFIXES):
+    if is_backup(path):
         return read_sif(read_first(path))
     with path.open("rb") as file:
         return read_sif(file.read(LIMIT + 1))

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -89,6 +89,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", required=True, help="where it is written")
     _add_format(command)
     command.set_defaults(run=make_disk)
+
+    command = commands.add_parser("add-driver", help="keep drivers and firmware that recovery needs and its medium "
+                                                     "lacks, for all sets made from now on; without FILE, list them")
+    command.add_argument("files", metavar="FILE", nargs="*",
+                         help="kernel modules, Debian packages, firmware (by its path below a folder named firmware)")
+    command.add_argument("--remove", metavar="NAME", action="append", default=[], help="one that is listed")
+    command.set_defaults(run=add_driver)
 
     command = commands.add_parser("check", help="say whether this computer could be recovered, device by device; "
                                                 "exit status 0: yes, 1: with losses, 2: no, "
@@ -299,9 +306,12 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int:
     from bootenv.check import as_lines
+    from bootenv.commands import as_text
 
     disk = arguments.disk
     print(printable(as_lines(survey.findings)), end="")
+    if survey.draft.commands:
+        print(printable(as_text(survey.draft.commands)), end="")
     destination = story.destination(survey, arguments.to, arguments.name)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
@@ -328,15 +338,35 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
 
 def make_disk(arguments: argparse.Namespace) -> int:
     """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
+    from bootenv import carried
     from bootenv.asr_disk import inside, put
     from bootenv.prepare import REPAIR, label_of
     from bootenv.run import ROOT
-    from bootenv.volumes import read_copy
+    from bootenv.volumes import is_backup, read_copy
 
-    set = read_copy(Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR)
-    followed(put(set, inside(arguments.disk), agreed=True, format=arguments.format_disk))
+    source = Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR
+    set = read_copy(source)
+    files = carried.from_backup(set, source) if is_backup(source) else nullcontext(carried.at_hand(set))
+    with files as at_hand:
+        followed(put(set, inside(arguments.disk), at_hand, agreed=True, format=arguments.format_disk))
     print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {set.backup.name}, written to {set.backup.place}.",
           "Label it:", label_of(set), "It was read back and matches.", sep="\n")
+    return 0
+
+
+def add_driver(arguments: argparse.Namespace) -> int:
+    from bootenv import carried
+
+    _need_root("Looking at the drivers that go along with sets")
+    for name in arguments.remove:
+        carried.remove(name)
+        print(f"{name}: removed")
+    for line in carried.add(arguments.files):
+        print(line)
+    if not arguments.remove and not arguments.files:
+        print(*(carried.listed() or ["No driver goes along with sets."]), sep="\n")
+    else:
+        print("This holds for sets that are made from now on: asr prepare")
     return 0
 
 
@@ -405,11 +435,14 @@ def _need_root(what: str) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     from bootenv.asr_disk import inside
+    from bootenv.commands import as_text as commands_as_text
     from bootenv.plan import plan as steps
     from bootenv.sif import read_sif
     from bootenv.step import as_text
 
-    print(as_text(steps(read_sif(Path(inside(arguments.sif)).read_bytes()).layout)), end="")
+    set = read_sif(Path(inside(arguments.sif)).read_bytes())
+    print(as_text(steps(set.layout)), end="")
+    print(printable(commands_as_text(set.commands)), end="")
     return 0
 
 

@@ -130,6 +130,9 @@ def man() -> str:
     for path, what in (
         ("/var/lib/asr/repair/asr.sif", "the newest set's state: a copy of what is on its ASR disk"),
         ("/var/lib/asr/reports", "a report of each set that was prepared here"),
+        ("/var/lib/asr/drivers", "drivers and firmware that go along with every set, kept by asr add-driver"),
+        ("/etc/asr/commands.toml", "what recovery runs before and after the restore: [[commands]] with title, argv, "
+                                   "when, where and critical"),
         ("/etc/asr/hooks.d", "executables that are called with before and after a backup"),
         ("/run/asr/setup.log", "what the program did since the last start, with each command that it ran"),
         ("~/.config/asr/asr.toml", "whether asr starts as a wizard"),

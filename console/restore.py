@@ -18,6 +18,7 @@ from .screens import (
     Page,
     Passphrase,
     ProgressPage,
+    along,
     bullets,
     check_lines,
     clock,
@@ -325,6 +326,7 @@ class Completing(WizardPage[bool]):
             f"      Files        {self.set.backup.files:,}\n"
             f"      Bytes        {self.set.backup.bytes:,}\n"
             f"      From         {shortened(self.backup.place, TEXT_WIDTH - 19)}"
+            + along(self.set)
         )
         yield text("Then the restored system's boot loader is installed, and your computer restarts.")
         yield Lines(6)

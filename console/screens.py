@@ -518,6 +518,15 @@ def set_lines(set: "AsrSet") -> list[str]:
     ]
 
 
+def along(set: "AsrSet") -> str:
+    """A line of such a list for what goes along with the set, if anything does."""
+    words = [f"{len(set.files)} drivers and firmware files"] if set.files else []
+    for moment in ("before", "after"):
+        count = sum(command.when == moment for command in set.commands)
+        words += [f"{count} command{'s' * (count != 1)} {moment} the restore"] if count else []
+    return f"\n      With it      {shortened(', '.join(words), TEXT_WIDTH - 19)}" if words else ""
+
+
 def when(time: datetime) -> str:
     """The live system does not know the time zone of the machine: UTC, and it says so."""
     return f"{time:%Y-%m-%d %H:%M} UTC"
