@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,7 @@ from .errors import (
 )
 from .events import Difference, Event, Progress
 from .run import LOG, ROOT, log, run
-from .sif import AsrSet, read_sif, write_sif
+from .sif import AsrSet, CarriedFile, read_sif, write_sif
 
 SIF = "asr.sif"
 _NEW = "asr.new"                       # asr.sif until it is whole
@@ -220,29 +220,36 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
 
 
 def _put_files(set: AsrSet, device: str, folder: str, files: Mapping[str, Path]) -> Iterator[Event]:
-    """The set's drivers beside its asr.sif: all of them or, where they would take the log's room, none."""
-    if not set.files:
-        return
-    if lacking := [file.path for file in set.files if file.path not in files]:
-        yield Difference("drivers", f"{len(lacking)} of {len(set.files)} are not at hand as they were recorded, so "
-                                    "none is on this ASR disk. They are in the backup.")
-        return
-    try:
-        # For this and the next asr.sif, and for a log that is written beside the older one.
-        _check_room(set, device, 2 * len(write_sif(set)) + 2 * _LOG_BYTES)
-        for file in set.files:
-            yield Progress(f"Writing {device}", 2, 3, file.path)
-            path = PurePosixPath(folder, file.path)
-            write_asr_disk(device, {path.name: files[file.path].read_bytes()}, str(path.parent))
-    except AsrDiskFull:
-        remove_files(device, folder, {file.path for file in set.files})
-        size = sum(file.size for file in set.files)
-        yield Difference("drivers", f"There is no room for {size:,} bytes of drivers on this ASR disk. They are in the "
-                                    "backup only: it must be connected when Setup looks at the disks.")
+    """What goes along, beside the set's asr.sif. Raises AsrDiskFull for a provider, without which nothing is restored.
+    """
+    for kind in ("providers", "drivers"):
+        wanted = [file for file in set.files if file.path.startswith(f"{kind}/")]
+        lacking = [file.path for file in wanted if file.path not in files]
+        if lacking:
+            yield Difference(kind, f"{len(lacking)} of {len(wanted)} are not at hand as they were recorded, so none is "
+                                   "on this ASR disk." + ("" if set.provider else " They are in the backup."))
+            continue
+        try:
+            # For this and the next asr.sif, and for a log that is written beside the older one.
+            _check_room(wanted, device, 2 * len(write_sif(set)) + 2 * _LOG_BYTES)
+            for file in wanted:
+                yield Progress(f"Writing {device}", 2, 3, file.path)
+                path = PurePosixPath(folder, file.path)
+                write_asr_disk(device, {path.name: files[file.path].read_bytes()}, str(path.parent))
+        except AsrDiskFull:
+            remove_files(device, folder, {file.path for file in wanted})
+            if kind == "providers":
+                raise
+            where = ("Setup cannot look for them in another product's backup: take a larger disk." if set.provider else
+                     "They are in the backup only: it must be connected when Setup looks at the disks.")
+            size = sum(file.size for file in wanted)
+            yield Difference(kind, f"There is no room for {size:,} bytes of drivers on this ASR disk. {where}")
 
 
-def _check_room(set: AsrSet, device: str, reserved: int) -> None:
-    """Raises AsrDiskFull if the set's files would leave less than so many bytes."""
+def _check_room(files: Collection[CarriedFile], device: str, reserved: int) -> None:
+    """Raises AsrDiskFull if the files would leave less than so many bytes."""
+    if not files:
+        return
     if os.path.isdir(device):
         status = os.statvfs(device)
         free, cluster = status.f_bavail * status.f_frsize, status.f_frsize
@@ -251,9 +258,10 @@ def _check_room(set: AsrSet, device: str, reserved: int) -> None:
         words = re.findall(r"([\d ]+) bytes free", run(("mdir", "-i", device, "::/")))
         free = int(words[-1].replace(" ", "")) if words else 0
         cluster = 512 if free <= _FLOPPY_SECTORS * 1024 else 32768
-    needed = sum(-(-file.size // cluster) * cluster for file in set.files)
+    needed = sum(-(-file.size // cluster) * cluster for file in files)
     if needed + reserved > free:
-        raise AsrDiskFull(f"{needed + reserved} bytes are needed on {device}; {free} are free.")
+        raise AsrDiskFull(f"{needed + reserved:,} bytes are needed on {device}; {free:,} are free.",
+                          hint="Use a larger disk, such as a USB stick.")
 
 
 def remove_files(device: str, folder: str, paths: Iterable[str]) -> None:

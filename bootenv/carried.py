@@ -1,9 +1,9 @@
-"""Additional files of a set: drivers and firmware for boot recovery that the recovery medium lacks.
+"""Additional files of a set: drivers and firmware for boot recovery, and the provider of a backup that isn't ours.
 
 `asr add-driver` keeps them in /var/lib/asr/drivers, so that they are in every backup that is made afterwards. Each has
 a record in asr.sif. Writing an ASR disk copies them beside asr.sif, by the same paths, if all of them fit; boot
-recovery loads them from there, and what it lacks from the backup, if that is at hand. Nothing is loaded that is not
-as it was recorded.
+recovery loads them from there, and what it lacks from the backup, if that is at hand. Nothing is loaded or run that is
+not as it was recorded.
 """
 
 import gzip
@@ -29,8 +29,8 @@ from .sif import CARRIED_PATH, AsrSet, CarriedFile
 from .volumes import find_backup, forget
 
 MACHINE = "var/lib/asr"                # where the files lie on the machine and in its backup, by their paths
-GATHERED = STATE / "carried"           # and where in the recovery environment
-_DRIVERS = "drivers"
+_GATHERED = STATE / "carried"          # and in the recovery environment, by the set's id
+DRIVERS, PROVIDERS = "drivers", "providers"            # the folders, beside asr.sif
 _PACKED = {"gz": gzip.decompress, "xz": lzma.decompress,
            # What the kernel's build compresses does not say how large it was.
            "zst": lambda data: zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()}
@@ -47,7 +47,7 @@ def add(names: Iterable[str]) -> list[str]:
     for source, path, _ in found:
         goal = _home(path)
         goal.parent.mkdir(parents=True, exist_ok=True)
-        (ROOT / MACHINE / _DRIVERS).chmod(0o700)
+        (ROOT / MACHINE / DRIVERS).chmod(0o700)
         part = goal.with_name(goal.name + ".part")
         shutil.copyfile(source, part)
         part.rename(goal)
@@ -56,7 +56,7 @@ def add(names: Iterable[str]) -> list[str]:
 
 def remove(name: str) -> None:
     """Raises NoDriver if there is none of this name."""
-    path = f"{_DRIVERS}/{name}"
+    path = f"{DRIVERS}/{name}"
     if not CARRIED_PATH.fullmatch(path) or not _home(path).is_file():
         raise NoDriver(f"There is no driver {name}.", hint="asr add-driver lists all.")
     _home(path).unlink()
@@ -71,7 +71,7 @@ def remove(name: str) -> None:
 
 def kept() -> tuple[CarriedFile, ...]:
     """The records of all that is kept on this machine."""
-    top = ROOT / MACHINE / _DRIVERS
+    top = ROOT / MACHINE / DRIVERS
     paths = sorted(str(path.relative_to(top.parent)) for path in top.rglob("*") if path.is_file())
     return tuple(CarriedFile(path, _home(path).stat().st_size, _digest(_home(path))) for path in paths
                  if CARRIED_PATH.fullmatch(path) and not path.endswith(".part"))
@@ -82,9 +82,20 @@ def listed() -> list[str]:
     return [f"{_name(file.path)}  {file.size:,} bytes" for file in kept()]
 
 
-def at_hand(set: AsrSet) -> dict[str, Path]:
-    """Those of the set's files that this machine has as they were recorded, by their paths."""
-    return {file.path: _home(file.path) for file in set.files if is_whole(_home(file.path), file)}
+def provider_file(program: Path) -> CarriedFile:
+    """The record of a provider's executable."""
+    return CarriedFile(f"{PROVIDERS}/{program.name}", program.stat().st_size, _digest(program))
+
+
+def at_hand(set: AsrSet, program: Path | None = None) -> dict[str, Path]:
+    """Those of the set's files that this machine has as they were recorded, by their paths.
+
+    program: the provider's executable on this machine.
+    """
+    found = {file: _home(file.path) for file in set.files if file.path.startswith(f"{DRIVERS}/")}
+    if program:
+        found |= {file: program for file in set.files if file.path == f"{PROVIDERS}/{program.name}"}
+    return {file.path: path for file, path in found.items() if is_whole(path, file)}
 
 
 @contextmanager
@@ -113,10 +124,10 @@ def _looked_at(file: Path) -> tuple[str, str]:
         path, what = file.name, "a Debian package"
     else:
         path, what = f"firmware/{file.name}", "firmware"
-    if not CARRIED_PATH.fullmatch(f"{_DRIVERS}/{path}"):
+    if not CARRIED_PATH.fullmatch(f"{DRIVERS}/{path}"):
         raise NoDriver(f"{path} has a character in its name that an ASR disk cannot hold.",
                        hint="Use letters, digits and . _ - + , ~ % @ alone.")
-    return f"{_DRIVERS}/{path}", what
+    return f"{DRIVERS}/{path}", what
 
 
 def _release(file: Path, packing: str) -> str:
@@ -137,35 +148,42 @@ def _home(path: str) -> Path:
 
 
 def _name(path: str) -> str:
-    return path.removeprefix(f"{_DRIVERS}/")
+    return path.removeprefix(f"{DRIVERS}/")
 
 
 # In the recovery environment
 
-def gather(disk: AsrDisk) -> list[Difference]:
-    """Brings the set's files into GATHERED: from the ASR disk, and what it lacks from the backup, if that is at hand.
+def gathered(set: AsrSet) -> Path:
+    """Where gather() brings a set's files, by their paths."""
+    return _GATHERED / set.id
+
+
+def gather(disk: AsrDisk, folder: str) -> list[Difference]:
+    """Brings the set's files of a folder here: from the ASR disk, and what it lacks from our backup, if at hand.
 
     What is already there stays; what can't be had is said.
     """
-    missing = [file for file in disk.set.files if not is_whole(GATHERED / file.path, file)]
+    here = gathered(disk.set)
+    missing = [file for file in disk.set.files
+               if file.path.startswith(f"{folder}/") and not is_whole(here / file.path, file)]
     for file in missing if disk.device else ():
-        (GATHERED / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (here / file.path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            read_file(disk.device, f"{disk.folder}/{file.path}".lstrip("/"), GATHERED / file.path, file.size)
+            read_file(disk.device, f"{disk.folder}/{file.path}".lstrip("/"), here / file.path, file.size)
         except (CommandFailed, OSError) as error:
             log(f"{file.path} is not on the ASR disk: {error}")
-    missing = [file for file in missing if not is_whole(GATHERED / file.path, file)]
-    if missing:
+    missing = [file for file in missing if not is_whole(here / file.path, file)]
+    if missing and not disk.set.provider:
         try:
-            _extract(missing, Path(find_backup(disk.set).path), GATHERED)
+            _extract(missing, Path(find_backup(disk.set).path), here)
         except AsrError as error:
             log(f"The backup's copies of {len(missing)} files: {error}")
         finally:
             forget()
-    lacking = [file for file in missing if not is_whole(GATHERED / file.path, file)]
+    lacking = [file for file in missing if not is_whole(here / file.path, file)]
     for file in lacking:
         with suppress(FileNotFoundError):      # half of it, or another
-            (GATHERED / file.path).unlink()
+            (here / file.path).unlink()
     return [Difference(_name(file.path), "It is not as recorded, or missing, on the ASR disk, and the backup's copy is "
                                          "not at hand.") for file in lacking]
 

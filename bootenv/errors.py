@@ -269,6 +269,25 @@ class CriticalCommandFailed(AsrError):
     untouched = "Files may have been restored already."
 
 
+class NoProvider(AsrError):
+    number = 43
+    title = "The provider is not there."
+    cause = ("The set's backup is another product's business. The executable that speaks for it is looked for in "
+             "/etc/asr/providers, in /usr/lib/asr/providers and among those that ship; in recovery, on the ASR disk.")
+    remedy = ("Install it, and see to it that it is executable and belongs to root. If the ASR disk does not have it, "
+              "make one on the computer that does: asr make-disk.")
+
+
+class ProviderFailed(AsrError):
+    number = 44
+    title = "The other backup product has failed."
+    cause = ("The set's backup is made and restored by a provider, which has ended with an error. The message has its "
+             "last words, the log has all of them.")
+    remedy = ("See whether the place of the backup can be reached, and whether the recovery medium has the programs "
+              "that the provider calls. Then try again.")
+    untouched = "No ASR set was made; in recovery, files may have been restored already."
+
+
 # Rehearsals
 
 class RehearsalFailed(AsrError):

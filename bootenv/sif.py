@@ -8,6 +8,7 @@ TOML (https://toml.io/en/v1.0.0), UTF-8, at most 1 MiB so that it fits a 1.44 MB
     [[disk]]  [[partition]]  [[array]]  [[container]]  [[physical_volume]]  [[group]]  [[logical_volume]]
     [[filesystem]]  [[subvolume]]  [[mount]]  [[swap_file]]  [[boot_option]]
                   the records of bootenv.layout, field by field
+    [provider]    name, options: whose backup it is if it isn't ours (provider.py)
     [[files]]     path, size, sha256: what lies beside asr.sif and goes along with the set (carried.py)
     [[commands]]  title, argv, when, where, critical: what runs before and after the restore (commands.py)
     …             tables of other products, kept as they are
@@ -48,7 +49,7 @@ from .layout import (
 )
 
 SIGNATURE = "Automated System Recovery"
-SCHEMA = 2                             # 1 where there are neither files nor commands: version 1 would leave them out
+SCHEMA = 2                             # 1 where none of these three is there: version 1 would leave them out
 LIMIT = 2**20                          # bytes
 _CHECKSUM = b"\n[checksum]\n"
 # In the order of the file; each table is the field of Layout of the same name and an s.
@@ -58,15 +59,17 @@ _RECORDS: dict[str, type] = {
     "filesystem": Filesystem, "subvolume": Subvolume, "mount": Mount, "swap_file": SwapFile,
     "boot_option": BootOption,
 }
-_OWN = {"signature", "schema", "set", "backup", "files", "commands", "checksum", *_RECORDS}
-_TABLES = ("layout", "backup", "files", "commands", "extra")       # of AsrSet's fields; the others are in [set]
+_OWN = {"signature", "schema", "set", "backup", "provider", "files", "commands", "checksum", *_RECORDS}
+_TABLES = ("layout", "backup", "provider", "files", "commands", "extra")    # of AsrSet; the other fields are in [set]
 _HYBRID = re.compile(r"label-id: 0x[0-9a-f]{8}|\d+ : start=\d+(, size=\d+)?, type=[0-9a-f]+(, bootable)?")
 _MOST_RECORDS = 4096
 _MOST_BYTES = 2**63 - 1                # what the kernel's off_t holds
 _MOST_FILES, _MOST_OF_FILES = 512, 2**29       # that a set carries along, and bytes: they lie in memory for a while
 _MOST_WORDS = 256                      # of a command
 # Firmware's names are the kernel's; FAT, mtools and options must not find anything of theirs in them.
-CARRIED_PATH = re.compile(r"drivers(/\w[\w.,+~%@-]*)+", re.ASCII)
+CARRIED_PATH = re.compile(r"(drivers|providers)(/\w[\w.,+~%@-]*)+", re.ASCII)
+PROVIDER = re.compile(r"\w[\w.-]{0,40}", re.ASCII)         # its name, which is a file's
+OPTION = re.compile(r"[a-z][a-z0-9-]{0,40}")               # the name of an option of it
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,16 @@ class BackupReference:
 
 
 @dataclass(frozen=True)
+class ProviderReference:
+    """Another backup product that the set's backup is of: what bootenv.provider calls."""
+
+    name: str                          # of its executable
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CarriedFile:
-    """A driver or firmware that goes along with a set."""
+    """A driver, firmware or provider that goes along with a set."""
 
     path: str                          # below asr.sif's folder: "drivers/raid.ko", "drivers/firmware/rtl_nic/x.fw"
     size: int                          # bytes
@@ -117,20 +128,30 @@ class AsrSet:
     layout: Layout = EMPTY
     backup: BackupReference = BackupReference()
     loader: str = "grub"               # or "systemd-boot", "extlinux", "other"
+    provider: ProviderReference | None = None  # None: the backup is ours
     files: tuple[CarriedFile, ...] = ()
     commands: tuple[Command, ...] = ()         # in the order in which they run
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+def backup_of(set: AsrSet) -> str:
+    """Where a set's backup was written, and by what, for people."""
+    if set.provider:
+        return f"{set.backup.place} (by {set.provider.name})"
+    return f"{set.backup.place.rstrip('/')}/{set.backup.name}"
+
+
 def write_sif(set: AsrSet) -> bytes:
     """The bytes of asr.sif. Raises ValueError when the machine is too large for the file."""
     head = {f.name: getattr(set, f.name) for f in fields(set) if f.name not in _TABLES}
-    schema = SCHEMA if set.files or set.commands else 1
+    schema = SCHEMA if set.files or set.commands or set.provider else 1
     document: dict[str, Any] = {"signature": SIGNATURE, "schema": schema, "set": head, "backup": asdict(set.backup)}
     for table in _RECORDS:
         records = [_lean(record) for record in getattr(set.layout, table + "s")]
         if records:
             document[table] = records
+    if set.provider:
+        document["provider"] = _lean(set.provider)
     document |= {table: [_lean(record) for record in getattr(set, table)]
                  for table in ("files", "commands") if getattr(set, table)}
     document |= set.extra
@@ -171,7 +192,8 @@ def read_sif(data: bytes) -> AsrSet:
     backup = _record(BackupReference, _table(document, "backup"), "backup")
     head = _record(AsrSet, _table(document, "set"), "set")
     extra = {key: value for key, value in document.items() if key not in _OWN}
-    set = replace(head, layout=layout, backup=backup, extra=extra,
+    provider = _record(ProviderReference, document["provider"], "provider") if "provider" in document else None
+    set = replace(head, layout=layout, backup=backup, provider=provider, extra=extra,
                   files=tuple(_records(document, "files", CarriedFile)),
                   commands=tuple(_records(document, "commands", Command)))
     _check(set)
@@ -261,6 +283,9 @@ def _check(set: AsrSet) -> None:
         raise _damaged("the backup's name is a path")
     if set.loader not in ("grub", "systemd-boot", "extlinux", "other"):
         raise _damaged("the boot loader is of no known kind")
+    if set.provider and not (PROVIDER.fullmatch(set.provider.name) and all(
+            OPTION.fullmatch(key) and isinstance(value, str) for key, value in set.provider.options.items())):
+        raise _damaged("the provider has a name or options that there are not")
     _check_files(set.files)
     for command in set.commands:
         if why := why_wrong(command):

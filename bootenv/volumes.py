@@ -77,6 +77,8 @@ def find_backup(set: AsrSet) -> FoundBackup:
     The volume that holds it stays mounted until forget(). Raises BackupNotFound, and then leaves all volumes mounted
     below FOLDER, so that a person can look for it.
     """
+    if set.provider:
+        return _find_place(set)
     forget()
     own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
     volumes = sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
@@ -97,6 +99,27 @@ def find_backup(set: AsrSet) -> FoundBackup:
         + f". Searched: {', '.join(searched) or 'there is no disk to search'}.",
         hint="Connect the disk that holds the backup and press ENTER.",
     )
+
+
+def _find_place(set: AsrSet) -> FoundBackup:
+    """Where a provider's backup is: the recorded folder on its volume; what is elsewhere is the provider's to find.
+
+    Raises BackupNotFound.
+    """
+    forget()
+    if not set.backup.filesystem:
+        return FoundBackup(set.backup.place, set.backup.place, set)
+    volumes = list(_volumes(frozenset()))
+    for volume in volumes:
+        folder = volume.point / set.backup.path.lstrip("/")
+        if volume.uuid == set.backup.filesystem and (volume.mount("ro") or volume.look()) and folder.is_dir():
+            return FoundBackup(str(folder), f"{set.backup.path} on {volume.name}", set, volume.device)
+    for volume in volumes:
+        volume.look()
+    raise BackupNotFound(
+        f"The volume {set.backup.label or set.backup.filesystem} was not found, or has no folder {set.backup.path}. "
+        f"The backup was written to {set.backup.place}.",
+        hint="Connect the disk that holds the backup and press ENTER.")
 
 
 def every_volume() -> Iterator[Path]:
@@ -133,6 +156,8 @@ def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
 
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
     """The backup at a path that a person named. Raises BackupNotFound, DamagedBackup, OtherSet."""
+    if set.provider:                   # which says whether its backup is there
+        return FoundBackup(path, path, set)
     if not os.path.isfile(path):
         raise BackupNotFound(f"There is no file {path}.", hint="Type the path again.")
     other = read_sif(read_first(Path(path)))

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -24,6 +24,7 @@ from . import __version__
 if TYPE_CHECKING:
     from bootenv.prepare import Survey
     from bootenv.schedule import Job
+    from bootenv.sif import ProviderReference
 
 _CMDLINE = Path("/proc/cmdline")
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
@@ -78,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
                          help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
+    command.add_argument("--provider", metavar="NAME", default="",
+                         help="another backup product that makes the backup, at the place that --to names as it is "
+                              "known to that: tar, restic, or an executable in /etc/asr/providers")
+    command.add_argument("--option", metavar="KEY=VALUE", action="append", default=[],
+                         help="for the provider; no secret, since it is written to the ASR disk")
     _add_format(command)
     _add_keeping(command)
     _add_patterns(command)
@@ -292,8 +298,9 @@ def prepare(arguments: argparse.Namespace) -> int:
         arguments.fail("--to and --disk go together")
     if not arguments.to and not sys.stdout.isatty():
         arguments.fail("without a terminal, --to and --disk are needed")
+    provider = _provider(arguments)
     _need_root("Preparing an ASR set reads every file and disk, and")
-    look = partial(story.survey, exclude=arguments.exclude, include=arguments.include)
+    look = partial(story.survey, exclude=arguments.exclude, include=arguments.include, provider=provider)
     survey = look(add=arguments.add)
     if not arguments.to:
         from .prepare import PrepareApp
@@ -304,9 +311,27 @@ def prepare(arguments: argparse.Namespace) -> int:
     return _prepare(story, survey, arguments)
 
 
+def _provider(arguments: argparse.Namespace) -> "ProviderReference | None":
+    from bootenv.sif import OPTION, PROVIDER, ProviderReference
+
+    if not arguments.provider:
+        if arguments.option:
+            arguments.fail("--option is for a --provider")
+        return None
+    if not arguments.to:
+        arguments.fail("--provider needs --to and --disk")
+    if arguments.include or arguments.keep or arguments.keep_days:
+        arguments.fail("--include, --keep and --keep-days are for ASR's own backups, not for a provider's")
+    options = dict(option.partition("=")[::2] for option in arguments.option)
+    if not PROVIDER.fullmatch(arguments.provider) or not all(OPTION.fullmatch(key) for key in options):
+        arguments.fail("a provider's name has letters, digits, dots and dashes, an option's small letters and dashes")
+    return ProviderReference(arguments.provider, options)
+
+
 def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int:
     from bootenv.check import as_lines
     from bootenv.commands import as_text
+    from bootenv.sif import backup_of
 
     disk = arguments.disk
     print(printable(as_lines(survey.findings)), end="")
@@ -315,13 +340,14 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     destination = story.destination(survey, arguments.to, arguments.name)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
+    for note in destination.notes:
+        print(f"{arguments.provider}: {note}")
     # Naming a disk is agreeing to its use: what is on it stays.
     story.check_disk(survey.draft, disk, agreed=True, format=arguments.format_disk)
     selection, _ = followed(story.select(survey))
     set, unlike = followed(story.prepare(survey, destination, selection))
     followed(story.write_disk(set, disk, agreed=True, format=arguments.format_disk))
-    print(f"Backup: {destination.reference.place.rstrip('/')}/{destination.reference.name}", f"ASR disk: {disk}",
-          "Label it:", story.label_of(set), sep="\n")
+    print(f"Backup: {backup_of(set)}", f"ASR disk: {disk}", "Label it:", story.label_of(set), sep="\n")
     for left_out in survey.left_out:
         print(f"NOT protected: {left_out.what}: {left_out.why}")
     for difference in unlike:
@@ -332,7 +358,9 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
         for gone in retire(set, destination, arguments.keep, arguments.keep_days):
             print(printable(f"{gone.what}: {gone.why}"))
     print(f"Report: /{story.report_of(set)}")
-    print("The backup and the ASR disk were read back and match.")
+    # Of a provider's backup the lines above say what is known.
+    print("The ASR disk was read back and matches." if set.provider else
+          "The backup and the ASR disk were read back and match.")
     return 0
 
 
@@ -340,16 +368,23 @@ def make_disk(arguments: argparse.Namespace) -> int:
     """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
     from bootenv import carried
     from bootenv.asr_disk import inside, put
+    from bootenv.errors import NoProvider
     from bootenv.prepare import REPAIR, label_of
+    from bootenv.provider import find_provider
     from bootenv.run import ROOT
+    from bootenv.sif import backup_of
     from bootenv.volumes import is_backup, read_copy
 
     source = Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR
     set = read_copy(source)
-    files = carried.from_backup(set, source) if is_backup(source) else nullcontext(carried.at_hand(set))
+    program = None
+    if set.provider:
+        with suppress(NoProvider):             # then what is written says so
+            program = find_provider(set.provider.name)
+    files = carried.from_backup(set, source) if is_backup(source) else nullcontext(carried.at_hand(set, program))
     with files as at_hand:
         followed(put(set, inside(arguments.disk), at_hand, agreed=True, format=arguments.format_disk))
-    print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {set.backup.name}, written to {set.backup.place}.",
+    print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {backup_of(set)}.",
           "Label it:", label_of(set), "It was read back and matches.", sep="\n")
     return 0
 

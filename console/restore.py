@@ -91,9 +91,32 @@ class RestoreApp(SetupApp):
     async def restored(self, set: "AsrSet", wish: str) -> "Outcome | None":
         """One attempt, from the choice of the backup on; `wish` is what WizardWelcome answers."""
         backup, alone = await self.source(set, wish)
+        if not await self.provider_secrets(set, backup):
+            return None
         if not await self.ask(Completing(set, backup, alone)):
             return None
         return await self.followed(self.story.restore(set, backup, self.secrets))
+
+    async def provider_secrets(self, set: "AsrSet", backup: "FoundBackup") -> bool:
+        """What a provider must be told, asked for anew in each attempt. False: it failed, and that was seen."""
+        if not set.provider:
+            return True
+        try:
+            for name in [name for name in self.secrets if name not in {c.id for c in set.layout.containers}]:
+                del self.secrets[name]
+            questions = await asyncio.to_thread(self.story.questions, set, backup)
+            for name, question in questions.items():
+                def opens(typed: bytes, name: str = name) -> bool:
+                    return name not in self.story.questions(set, backup, {**self.secrets, name: typed})
+
+                answer = await self.ask(BackupSecret(question, opens=opens, first=_SECRET.format(
+                    provider=set.provider.name), warning=f"{_NOT_RECOVERED} {_AGAIN}"))
+                assert answer
+                self.secrets[name] = answer
+            return True
+        except Exception as error:
+            await self.ask(self.page_for(error))
+            return False
 
     async def followed(self, work: "Generator[Event, None, Outcome]") -> "Outcome | None":
         """The restore, begun by this console or by one that has crashed. None: it failed, and that was seen."""
@@ -120,6 +143,7 @@ class RestoreApp(SetupApp):
                 wish = await self.ask(self.page_for(error, "browse"))
 
 
+_SECRET = "The backup was made by {provider}, which needs to be told something that the ASR disk does not say."
 _PROGRESS = (
     "The files of the backup are being restored. Then the restored system makes its own initial RAM file system "
     "and boot loader, and your computer restarts.\n\n"
@@ -129,6 +153,19 @@ _BROWSE = (
     "Type the path of the backup file. Disks that could be read are mounted below /run/asr/volumes; "
     "with a shell you can mount others, and places on the network."
 )
+
+
+class BackupSecret(Passphrase):
+    """What opens a provider's backup."""
+
+    HEADING = "The backup"
+    LABEL = "Needed"
+    WRONG = "This does not open the backup."
+    EXPLANATION = (
+        "This computer's backup was made by another product, which asks for this. It is kept in this computer's memory "
+        "until the next start, and nowhere else.\n\n"
+        "F4 chooses the layout of your keyboard. F7 shows what you type, so that you can make sure."
+    )
 
 
 class WizardPage(Page[T]):

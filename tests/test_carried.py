@@ -51,7 +51,7 @@ def machine(tmp_path, monkeypatch) -> Path:
     """The root of a machine, and a recovery environment beside it."""
     for module, name, value in (
         (carried, "ROOT", tmp_path / "root"), (asr_disk, "ROOT", Path("/")), (carried, "STATE", tmp_path / "state"),
-        (carried, "GATHERED", tmp_path / "state/carried"), (asr_disk, "LOG", bootenv.run.LOG),
+        (carried, "_GATHERED", tmp_path / "state/carried"), (asr_disk, "LOG", bootenv.run.LOG),
         (carried, "forget", lambda: None),
     ):
         monkeypatch.setattr(module, name, value)
@@ -214,19 +214,19 @@ def disk(filled, tmp_path):
 
 
 def gathered(tmp_path) -> set[str]:
-    top = tmp_path / "state/carried"
+    top = tmp_path / "state/carried" / SET.id
     return {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()}
 
 
 def test_drivers_come_from_the_disk(disk, tmp_path):
     put_file(tmp_path / "disk/drivers/stranger.ko")
-    assert carried.gather(disk) == []
+    assert carried.gather(disk, carried.DRIVERS) == []
     assert gathered(tmp_path) == {RAID.path, FIRMWARE.path}
 
 
 def test_a_driver_that_is_not_as_recorded_is_left_alone_and_said(disk, tmp_path):
     put_file(tmp_path / "disk" / RAID.path, MODULE[:-1] + b"!")
-    [said] = carried.gather(disk)
+    [said] = carried.gather(disk, carried.DRIVERS)
     assert said.what == "raid.ko"
     assert "not as recorded" in said.why
     assert gathered(tmp_path) == {FIRMWARE.path}
@@ -238,7 +238,7 @@ def test_what_the_disk_lacks_comes_from_the_backup(device, disk, filled, tmp_pat
         pass
     monkeypatch.setattr(carried, "find_backup", lambda set: FoundBackup(str(tmp_path / "b.tar.zst"), "b", set))
     (tmp_path / "disk" / RAID.path).unlink()
-    assert carried.gather(replace(disk, device=device and disk.device)) == []
+    assert carried.gather(replace(disk, device=device and disk.device), carried.DRIVERS) == []
     assert gathered(tmp_path) == {RAID.path, FIRMWARE.path}
 
 
@@ -249,16 +249,15 @@ def test_a_link_in_a_strangers_backup_is_no_driver(disk, filled, tmp_path, monke
     for _ in write_backup(tmp_path / "b.tar.zst", [Source(filled)], ("asr.sif", write_sif(WITH_DRIVERS))):
         pass
     monkeypatch.setattr(carried, "find_backup", lambda set: FoundBackup(str(tmp_path / "b.tar.zst"), "b", set))
-    assert [said.what for said in carried.gather(replace(disk, device=""))] == ["raid.ko"]
+    assert [said.what for said in carried.gather(replace(disk, device=""), carried.DRIVERS)] == ["raid.ko"]
 
 
 def test_setup_says_what_became_of_them_and_goes_on(disk, tmp_path, monkeypatch):
     loaded = [Loaded("raid.ko", "It is for Linux 6.1; this is 6.12."), Loaded("rtl_nic/a.fw")]
     folders = []
     monkeypatch.setattr(recover, "load_from", lambda folder: folders.append(folder) or loaded)
-    monkeypatch.setattr(recover, "GATHERED", carried.GATHERED)
     said = recover._load_carried(disk)
-    assert folders == [tmp_path / "state/carried/drivers"]
+    assert folders == [tmp_path / "state/carried" / SET.id / "drivers"]
     assert (said.title, said.error) == ("Drivers and firmware of the set: 1 in use", None)
     assert said.note == "raid.ko: It is for Linux 6.1; this is 6.12."
 
