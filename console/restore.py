@@ -91,32 +91,29 @@ class RestoreApp(SetupApp):
     async def restored(self, set: "AsrSet", wish: str) -> "Outcome | None":
         """One attempt, from the choice of the backup on; `wish` is what WizardWelcome answers."""
         backup, alone = await self.source(set, wish)
-        if not await self.provider_secrets(set, backup):
+        told = await self.provider_secrets(set, backup)
+        if told is None or not await self.ask(Completing(set, backup, alone)):
             return None
-        if not await self.ask(Completing(set, backup, alone)):
-            return None
-        return await self.followed(self.story.restore(set, backup, self.secrets))
+        return await self.followed(self.story.restore(set, backup, {**self.secrets, **told}))
 
-    async def provider_secrets(self, set: "AsrSet", backup: "FoundBackup") -> bool:
-        """What a provider must be told, asked for anew in each attempt. False: it failed, and that was seen."""
-        if not set.provider:
-            return True
+    async def provider_secrets(self, set: "AsrSet", backup: "FoundBackup") -> dict[str, bytes] | None:
+        """What a provider must be told, asked for anew in each attempt. None: it failed, and that was seen."""
+        secrets: dict[str, bytes] = {}
         try:
-            for name in [name for name in self.secrets if name not in {c.id for c in set.layout.containers}]:
-                del self.secrets[name]
-            questions = await asyncio.to_thread(self.story.questions, set, backup)
-            for name, question in questions.items():
-                def opens(typed: bytes, name: str = name) -> bool:
-                    return name not in self.story.questions(set, backup, {**self.secrets, name: typed})
-
+            asked = await asyncio.to_thread(self.story.questions, set, backup) if set.provider else {}
+            for name, question in asked.items():
+                opens = partial(self.answers, set, backup, dict(secrets), name)
                 answer = await self.ask(BackupSecret(question, opens=opens, first=_SECRET.format(
-                    provider=set.provider.name), warning=f"{_NOT_RECOVERED} {_AGAIN}"))
+                    provider=set.provider.name if set.provider else ""), warning=f"{_NOT_RECOVERED} {_AGAIN}"))
                 assert answer
-                self.secrets[name] = answer
-            return True
+                secrets[name] = answer
         except Exception as error:
             await self.ask(self.page_for(error))
-            return False
+            return None
+        return secrets
+
+    def answers(self, set: "AsrSet", backup: "FoundBackup", secrets: dict[str, bytes], name: str, typed: bytes) -> bool:
+        return name not in self.story.questions(set, backup, {**secrets, name: typed})
 
     async def followed(self, work: "Generator[Event, None, Outcome]") -> "Outcome | None":
         """The restore, begun by this console or by one that has crashed. None: it failed, and that was seen."""
@@ -160,6 +157,7 @@ class BackupSecret(Passphrase):
 
     HEADING = "The backup"
     LABEL = "Needed"
+    PROMPT = "Type it:"
     WRONG = "This does not open the backup."
     EXPLANATION = (
         "This computer's backup was made by another product, which asks for this. It is kept in this computer's memory "

@@ -522,10 +522,10 @@ def set_lines(set: "AsrSet") -> list[str]:
 def along(set: "AsrSet") -> str:
     """A line of such a list for what goes along with the set, if anything does."""
     words = [f"{len(set.files)} files"] if set.files else []
-    for moment in ("before", "after"):
-        count = sum(command.when == moment for command in set.commands)
-        words += [f"{count} command{'s' * (count != 1)} {moment} the restore"] if count else []
-    return f"\n      With it      {shortened(', '.join(words), TEXT_WIDTH - 19)}" if words else ""
+    if set.commands:
+        before = sum(command.when == "before" for command in set.commands)
+        words.append(f"commands: {before} before, {len(set.commands) - before} after the restore")
+    return f"\n      With it      {'; '.join(words)}" if words else ""
 
 
 def when(time: datetime) -> str:
@@ -639,6 +639,7 @@ class Passphrase(Page["bytes | None"]):
     )
 
     LABEL = "Volume"
+    PROMPT = "Passphrase:"
     WRONG = "This passphrase does not open the volume."
 
     def __init__(self, name: str, *, opens: "Callable[[bytes], bool] | None", first: str, renew: bool = False,
@@ -653,7 +654,7 @@ class Passphrase(Page["bytes | None"]):
     def content(self) -> Iterable[Widget]:
         yield text(self.first)
         yield text(f"      {self.LABEL:<12} {shortened(self.name_of_volume, TEXT_WIDTH - 19)}")
-        yield text("Passphrase:" if self.opens else "New passphrase, twice:", "heading")
+        yield text(self.PROMPT if self.opens else "New passphrase, twice:", "heading")
         for _ in range(1 if self.opens else 2):
             field = Field(password=True, select_on_focus=False)
             field.cursor_blink = False
