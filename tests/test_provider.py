@@ -9,7 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from bootenv.destinations import Destination
 from bootenv.errors import AsrDiskFull, BackupNotFound, NoProvider, ProviderFailed
 from bootenv.events import Difference, Progress
 from bootenv.layout import SwapFile
+from bootenv.match import Match
 from bootenv.prepare import Survey
 from bootenv.provider import find_provider, make_plan, provider_of, secret_of
 from bootenv.sif import BackupReference, ProviderReference, read_sif, write_sif
@@ -122,45 +123,49 @@ def place_in(tmp_path, name="host-20260314") -> Destination:
 
 def prepared(survey, destination):
     """All that preparation says, and the set."""
-    said = []
-    work = prepare.prepare(survey, destination, Selection(5, 50))
-    while True:
-        try:
-            said.append(next(work))
-        except StopIteration as end:
-            return said, end.value
+    set, said = ended(prepare.prepare(survey, destination, Selection(5, 50)))
+    return said, set
 
 
 def differences(events):
     return [event for event in events if isinstance(event, Difference)]
 
 
-def files_below(place: Path) -> dict[str, str]:
-    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*")
-            if path.is_file() and "asr" not in path.parts[-3:]}
-
-
-@contextmanager
-def recovery(set, disk, tmp_path, monkeypatch):
-    """A target, in the minimal OS that boot recovery has made with this ASR disk."""
-    medium = tmp_path / "medium"
-    assert carried.gather(AsrDisk(str(disk), "disk", set), carried.PROVIDERS) == []
-    (medium / "asr-recovery").mkdir(parents=True)
-    if set.files:
-        shutil.copytree(carried.gathered(set) / "providers", medium / "asr-recovery/providers")
-        shutil.rmtree(carried.gathered(set))           # another start
+@pytest.fixture
+def recovery(tmp_path, monkeypatch):
+    """Both stages of recovery with no disk, boot loader or file system of their own: their functions, and the target.
+    """
+    target, medium = tmp_path / "target", tmp_path / "medium"
+    target.mkdir()
+    nothing = {name: lambda *_, **__: iter(()) for name in (
+        "execute", "copy_minimal", "install_minimal", "make_swap_files", "enroll_keys", "install_system",
+        "remove_minimal")}
+    nothing |= {name: lambda *_, **__: None for name in (
+        "probe", "plan", "carry", "write_log", "set_read_only", "located", "left_by_minimal", "forget")}
+    for story in (recover, restore):
+        for name, value in nothing.items():
+            if hasattr(story, name):
+                monkeypatch.setattr(story, name, value)
+        monkeypatch.setattr(story, "mounted", lambda *_: nullcontext(target))
+        monkeypatch.setattr(story, "recovery_folder", lambda *_: medium / "asr-recovery")
+        monkeypatch.setattr(story, "LOG", bootenv.run.LOG)
     monkeypatch.setattr(restore, "MEDIUM", medium)
-    for name in ("make_swap_files", "enroll_keys", "install_system", "remove_minimal"):
-        monkeypatch.setattr(restore, name, lambda *_, **__: iter(()))
-    monkeypatch.setattr(restore, "set_read_only", lambda *_: None)
-    monkeypatch.setattr(restore, "recovery_folder", lambda *_: tmp_path)
-    (tmp_path / "target").mkdir()
-    yield tmp_path / "target"
+    (medium / "asr-recovery").mkdir(parents=True)
+    return SimpleNamespace(target=target)
 
 
-def test_a_provider_written_from_the_page_backs_up_and_restores(machine, program, tmp_path, monkeypatch):
-    survey = survey_of(program)
-    events, set = prepared(survey, place_in(tmp_path))
+def ended(work):
+    """What long work returns, and what it says."""
+    said = []
+    while True:
+        try:
+            said.append(next(work))
+        except StopIteration as end:
+            return end.value, said
+
+
+def test_a_provider_written_from_the_page_backs_up_and_restores(machine, program, recovery, tmp_path):
+    events, set = prepared(survey_of(program), place_in(tmp_path))
     # The totals are ASR's own.
     assert Progress("Backing up files with pages...", len(FROM_THE_PAGE), len(FROM_THE_PAGE), "etc/asr/providers/pages",
                     "", 1, 5) in events
@@ -169,25 +174,32 @@ def test_a_provider_written_from_the_page_backs_up_and_restores(machine, program
         Difference("backup", "The provider pages does not say that it has read the backup back: whether that is whole "
                              "is not known.")]
     assert "some words of its own" in bootenv.run.LOG.read_text()
-    # The ASR disk has the provider; a stranger's of the same name is not run.
     (tmp_path / "disk").mkdir()
     list(put(set, str(tmp_path / "disk"), carried.at_hand(set, program)))
+    # Boot recovery has the ASR disk; another program that happens to have the provider's name is none of its business.
     program.write_text("#!/bin/sh\nexit 1\n")
     set = read_sif((tmp_path / "disk/asr.sif").read_bytes())
+    assert carried.gather(AsrDisk(str(tmp_path / "disk"), "disk", set), carried.PROVIDERS) == []
+    list(recover.recover(AsrDisk("", "disk", set), Match((), set.layout)))
+    # The second stage has what lies on the hard disk, and the person.
+    shutil.rmtree(carried.gathered(set))
+    shutil.rmtree(tmp_path / "disk")
+    set = restore.pending_set()
     backup = FoundBackup(str(tmp_path / "place"), "place", set)
-    with recovery(set, tmp_path / "disk", tmp_path, monkeypatch) as target:
-        questions = restore.questions(set, backup)
-        assert questions == {secret_of("word"): "The word, backwards"}
-        assert secret_of("word") in restore.questions(set, backup, {secret_of("word"): b"wrong"})
-        secrets = {secret_of("word"): b"cba", "a container": b"not the provider's business"}
-        assert restore.questions(set, backup, secrets) == {}
-        assert differences(restore._work(set, set.layout, backup, target, secrets)) == []
-        assert {"etc/hosts", "home/ann/letter"} <= files_below(target).keys()
-        assert not {"etc/locked", "tmp/scratch", "swapfile"} & files_below(target).keys()
-        # The third copy of asr.sif is in the backup of every product.
-        assert read_sif((target / prepare.REPAIR).read_bytes()) == set
-        with pytest.raises(ProviderFailed, match="could not do its restore: the word is wrong"):
-            list(restore._work(set, set.layout, backup, target, {secret_of("word"): b"wrong"}))
+    assert restore.questions(set, backup) == {secret_of("word"): "The word, backwards"}
+    assert secret_of("word") in restore.questions(set, backup, {secret_of("word"): b"wrong"})
+    secrets = {secret_of("word"): b"cba", "a container": b"not the provider's business"}
+    assert restore.questions(set, backup, secrets) == {}
+    with pytest.raises(ProviderFailed, match="could not do its restore: the word is wrong"):
+        ended(restore.restore(set, backup, {secret_of("word"): b"wrong"}))
+    outcome, _ = ended(restore.restore(set, backup, secrets))
+    assert (outcome.result, outcome.differences) == ("recovered", ())
+    there = {str(path.relative_to(recovery.target)) for path in recovery.target.rglob("*") if path.is_file()}
+    assert {"etc/hosts", "home/ann/letter"} <= there
+    assert not {"etc/locked", "tmp/scratch", "swapfile"} & there
+    assert (recovery.target / "home/ann/letter").read_text() == "home/ann/letter"
+    # The third copy of asr.sif is in the backup of every product.
+    assert read_sif((recovery.target / prepare.REPAIR).read_bytes()) == set
 
 
 def test_secrets_are_in_no_environment_command_line_or_log(machine, program, tmp_path, monkeypatch):
