@@ -82,6 +82,11 @@ _FALLBACK = "EFI/BOOT/BOOTX64.EFI"
 _DRIVERS = ("virtio_pci", "virtio_blk", "virtio_scsi", "nvme", "ahci", "ata_piix", "sd_mod", "xhci_pci", "ehci_pci",
             "usb_storage", "uas", "mptspi", "mptsas", "mpt3sas", "megaraid_sas", "vmw_pvscsi", "hv_storvsc",
             "xen_blkfront", "sdhci_pci", "mmc_block", "vmd")
+# Where a kernel's command line stands.
+_COMMAND_LINES = ("/etc/default/grub", "/etc/default/grub.d", "/etc/kernel/cmdline", "/etc/dracut.conf.d",
+                  "/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/boot/loader/entries",
+                  "/boot/efi/loader/entries", "/efi/loader/entries", "/boot/extlinux/extlinux.conf")
+_RESUME = "resume_offset=[0-9]+"
 _EXTLINUX = ("boot/extlinux", "boot/syslinux", "extlinux", "boot")
 
 
@@ -407,6 +412,7 @@ def install_system(set: AsrSet, layout: Layout, target: Path) -> Iterator[Event]
     """
     with chroot(target):
         yield from _forget_old_devices(target)
+        yield from _hibernation(layout, target)
         yield from _initramfs(target)
         if set.firmware == "bios":
             yield from _bios_loader(set, layout, target)
@@ -434,6 +440,39 @@ def _forget_old_devices(target: Path) -> Iterator[Event]:
             once = [name for name in found if name in ("next_entry", "recordfail", "prev_saved_entry")]
             if once:
                 run_in(target, editor, environment, "unset", *once)
+
+
+def _hibernation(layout: Layout, target: Path) -> Iterator[Event]:
+    """The kernel wakes from a swap file by its place on the disk (swsusp-and-swap-files in its documentation), and the
+    file that was made anew has another one."""
+    try:
+        files = run_in(target, "grep", "-Elrs", _RESUME, *_COMMAND_LINES).split()
+    except CommandFailed:                        # none has it
+        return
+    what = "hibernation"
+    if len(layout.swap_files) != 1:
+        yield Difference(what, f"The place of the swap file must be set anew in {', '.join(files)}.")
+        return
+    swap = layout.swap_files[0]
+    try:
+        place = _place_on_disk(target / swap.path.lstrip("/"), layout, swap.path)
+        run_in(target, "sed", "-Ei", "--follow-symlinks", f"s/{_RESUME}/resume_offset={place}/g", *files)
+    except (CommandFailed, ValueError) as error:
+        yield Difference(what, f"The place of {swap.path} could not be set anew in {', '.join(files)}: {error}")
+        return
+    yield Difference(what, f"{swap.path} lies elsewhere on the disk now: {', '.join(files)} say resume_offset={place}.")
+
+
+def _place_on_disk(file: Path, layout: Layout, path: str) -> int:
+    """In pages, as the kernel counts. Raises CommandFailed, and ValueError for a file that has none."""
+    mount = layout.mount_around(path)
+    if mount and layout.filesystem(mount.filesystem).type == "btrfs":
+        return int(run(("btrfs", "inspect-internal", "map-swapfile", "--resume-offset", str(file))))
+    text = run(("filefrag", "-v", f"-b{os.sysconf('SC_PAGE_SIZE')}", str(file)))
+    first = re.search(r"^ *0: +0\.\. *\d+: +(\d+)\.\.", text, re.MULTILINE)
+    if not first:
+        raise ValueError("it has no place")
+    return int(first[1])
 
 
 # Looked up in the target: its symbolic links mean its own tree.

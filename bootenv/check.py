@@ -90,15 +90,9 @@ def part_on(everything: Layout, disks: set[str]) -> Layout:
         groups=tuple(g for g in everything.groups if g.id in groups),
         logical_volumes=tuple(v for v in everything.logical_volumes if v.group in groups),
         subvolumes=tuple(s for s in everything.subvolumes if s.filesystem in ids),
-        swap_files=tuple(s for s in everything.swap_files if _holder(everything, s.path) in {m.point for m in mounts}),
+        swap_files=tuple(s for s in everything.swap_files if everything.mount_around(s.path) in mounts),
         boot_options=tuple(b for b in everything.boot_options if b.partition in devices),
     )
-
-
-def _holder(layout: Layout, path: str) -> str:
-    """The mount point that a file lies below."""
-    points = [m.point for m in layout.mounts if path.startswith(m.point.rstrip("/") + "/")]
-    return max(points, key=len, default="")
 
 
 def recoverable_part(layout: Layout) -> Layout:

@@ -1,17 +1,19 @@
-"""Single files from a backup, on the recovery medium: find a backup, look into it, bring a part of it back."""
+"""What a backup holds: find one, look into it, bring a part of it back, compare it with its checksums."""
 
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .backup import Entry, list_directory, restore_backup
-from .errors import DestinationRefused, NeedsRoot
+from .asr_disk import find_asr_disks
+from .backup import Entry, list_directory, read_first, restore_backup, verify_backup
+from .errors import AsrError, DestinationRefused, NeedsRoot
 from .events import Difference, Event
 from .run import log, run
+from .sif import read_sif
 from .volumes import FOLDER, FoundBackup, every_backup, forget
 
-__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "entries", "extract", "forget"]
+__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "disk_of", "entries", "extract", "forget", "verify"]
 
 
 def backups() -> list[FoundBackup]:
@@ -41,6 +43,34 @@ def extract(backup: str, paths: Sequence[bytes], folder: str) -> Generator[Event
                 log(f"DIFFERENCE {event.what}: {event.why}")
             yield event
     return tuple(differences)
+
+
+def verify(backup: str) -> Generator[Event, None, tuple[Difference, ...]]:
+    """Compares every file with its checksum; returns the damaged ones. Raises BackupNotFound, DamagedBackup."""
+    damaged = []
+    for event in verify_backup(Path(backup)):
+        if isinstance(event, Difference):
+            damaged.append(event)
+            log(f"DAMAGED {event.what}: {event.why}")
+        yield event
+    return tuple(damaged)
+
+
+def disk_of(backup: str) -> str:
+    """Is the backup's ASR disk in a drive, and whole? A sentence that says so, or what was found instead."""
+    try:
+        set = read_sif(read_first(Path(backup)))
+    except AsrError as error:
+        return f"It is no backup of an ASR set: {error.message}"
+    try:
+        disks = find_asr_disks()
+    except AsrError as error:
+        return f"Its ASR disk was not seen: {error.message}"
+    if ours := next((disk for disk in disks if disk.set.id == set.id), None):
+        return f"Its ASR disk is whole, and in {ours.description}."
+    other = disks[0]
+    return (f"The ASR disk in {other.description} is of ANOTHER set: {other.set.host}, "
+            f"{other.set.created:%Y-%m-%d %H:%M} UTC.")
 
 
 @contextmanager

@@ -332,6 +332,11 @@ class Layout:
                   and f"{subvolume.path}/".startswith(f"{m.subvolume}/".lstrip("/"))]
         return max(mounts, key=lambda m: len(m.subvolume), default=None)
 
+    def mount_around(self, path: str) -> Mount | None:
+        """The mount that a file lies in."""
+        mounts = [m for m in self.mounts if path.startswith(m.point.rstrip("/") + "/")]
+        return max(mounts, key=lambda m: len(m.point), default=None)
+
     def mount_at(self, point: str) -> Mount | None:
         return next((m for m in self.mounts if m.point == point), None)
 

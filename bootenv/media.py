@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .backup import verify_backup
+from . import files
 from .destinations import files_of, reached, whole
 from .errors import BackupNotFound, CommandFailed, DestinationRefused, NeedsRoot
 from .events import Difference, Event
@@ -46,13 +46,9 @@ def known() -> tuple[Medium, ...]:
 
 def verify(medium: Medium) -> Generator[Event, None, tuple[Difference, ...]]:
     """Compares every file with its checksum, and remembers what came out; returns the damaged ones."""
-    damaged = []
-    for event in verify_backup(Path(medium.backup.path)):
-        if isinstance(event, Difference):
-            damaged.append(event)
-        yield event
+    damaged = yield from files.verify(medium.backup.path)
     record_verified(medium.set.id, len(damaged))
-    return tuple(damaged)
+    return damaged
 
 
 def record_verified(set_id: str, damaged: int) -> None:

@@ -39,6 +39,7 @@ KEY_DOWN = 0.05                   # seconds a key is held; then as long again it
 OVMF = Path("/usr/share/OVMF")    # where Debian and Ubuntu keep the UEFI firmware
 FLOPPY_DRIVE = "fdc0"
 
+Bootable = Literal["cdrom", "disk", "stick", "network"]
 Pattern = str | re.Pattern[str]   # str: as it stands; compiled: a regular expression
 
 
@@ -63,11 +64,12 @@ class Machine:
     memory: int = 1024 * MiB
     firmware: Literal["bios", "uefi", "secure"] = "bios"
     variables: Path | None = None                # UEFI variables that outlive the machine; made when missing
-    boot: tuple[Literal["cdrom", "disk", "stick"], ...] = ("cdrom", "disk")
+    boot: tuple[Bootable, ...] = ("cdrom", "disk")
     kernel: Path | None = None                   # started by the firmware itself, whatever is on the disks
     initrd: Path | None = None                   # for that kernel
     arguments: str = ""                          # its command line
     network: bool = False                        # a card, by which this computer is at 10.0.2.2
+    tftp: tuple[Path, str] | None = None         # what a start from the network gets: the server's folder, the file
     ssh: int = 0                                 # the port of this computer that is the guest's port 22
     monitor: tuple[int, int] | None = None       # width and height that it asks for; UEFI's default is 1280x800
 
@@ -262,10 +264,10 @@ class Guest:
 
     # Media
 
-    def insert_floppy(self, image: Path) -> None:
-        """Put a 1.44 MB image into the drive, in place of what is there."""
+    def insert_floppy(self, image: Path, *, read_only: bool = False) -> None:
+        """Put a 1.44 MB image into the drive, in place of what is there; read_only: its write protection is open."""
         self.command("blockdev-change-medium", id=FLOPPY_DRIVE, filename=str(image), format="raw",
-                     read_only_mode="read-write")
+                     read_only_mode="read-only" if read_only else "read-write")
 
     def eject(self) -> None:
         """Take the floppy out of its drive."""
@@ -478,9 +480,10 @@ def _kernel(machine: Machine) -> Iterator[str]:
 
 
 def _network(machine: Machine) -> Iterator[str]:
-    if machine.network or machine.ssh:
+    if machine.network or machine.ssh or machine.tftp:
         forward = f",hostfwd=tcp:127.0.0.1:{machine.ssh}-:22" if machine.ssh else ""
-        yield from ("-netdev", f"user,id=network{forward}", "-device", "virtio-net-pci,netdev=network")
+        served = f",tftp={machine.tftp[0]},bootfile={machine.tftp[1]}" if machine.tftp else ""
+        yield from ("-netdev", f"user,id=network{forward}{served}")
 
 
 def _nodes(machine: Machine) -> Iterator[Mapping[str, object]]:
@@ -515,9 +518,11 @@ def _devices(machine: Machine) -> Iterator[Mapping[str, object]]:
         yield {**_stick(f"stick{number}"), **_bootindex(machine, "stick", number)}
     if machine.cdrom:
         yield {"driver": "ide-cd", "id": "cdrom", "drive": "cdrom-image", **_bootindex(machine, "cdrom", 0)}
+    if machine.network or machine.ssh or machine.tftp:
+        yield {"driver": "virtio-net-pci", "netdev": "network", **_bootindex(machine, "network", 0)}
 
 
-def _bootindex(machine: Machine, kind: Literal["cdrom", "disk", "stick"], number: int) -> dict[str, object]:
+def _bootindex(machine: Machine, kind: Bootable, number: int) -> dict[str, object]:
     return {"bootindex": machine.boot.index(kind) * 100 + number} if kind in machine.boot else {}
 
 

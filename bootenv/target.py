@@ -137,14 +137,13 @@ def make_swap_files(layout: Layout, target: Path) -> Iterator[Event]:
     """Swap files are in no backup; one that can't be made again is a Difference."""
     for swap in layout.swap_files:
         path = target / swap.path.lstrip("/")
-        holder = max((m for m in layout.mounts if swap.path.startswith(m.point.rstrip("/") + "/")),
-                     key=lambda m: len(m.point))
+        holder = layout.mount_around(swap.path)
         yield Progress("Making swap files", item=swap.path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             path.touch(mode=0o600)
-            if layout.filesystem(holder.filesystem).type == "btrfs":
+            if holder and layout.filesystem(holder.filesystem).type == "btrfs":
                 run(("chattr", "+C", str(path)))           # else it can't be swapped to; only while it is empty
             run(("fallocate", "--length", str(swap.size), str(path)))
             run(("mkswap", *(("--uuid", swap.uuid) if swap.uuid else ()),

@@ -15,9 +15,22 @@ from bootenv.events import Difference, Event
 from bootenv.layout import human
 
 from .app import Cancelled
-from .files import Tree, from_backup, restore_files
-from .prepare import Cancellable, PrepareApp, Selecting
-from .screens import Browse, Choosing, Looking, Notice, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .files import Tree, Verified, Verifying, from_backup, restore_files
+from .prepare import PrepareApp, Selecting
+from .screens import (
+    Browse,
+    Cancellable,
+    Choosing,
+    Looking,
+    Notice,
+    Page,
+    ProgressPage,
+    bullets,
+    difference_lines,
+    key,
+    text,
+    when,
+)
 from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
@@ -457,35 +470,6 @@ class FilesTab(Chosen):
 
     def action_next_tab(self) -> None:
         self.answer(("tab", 2))                # type: ignore[arg-type]
-
-
-class Verifying(Cancellable, ProgressPage):
-    """A backup is compared with its checksums."""
-
-    CANCEL = "To cancel the comparison, press F3."
-
-    def __init__(self) -> None:
-        super().__init__("Verify Progress", "Every file in the backup is compared with its checksum. Nothing is "
-                         "changed. ESC cancels.", "What was compared so far counts for nothing.")
-
-
-class Verified(Page[None]):
-    """What came out."""
-
-    BINDINGS = key("enter", "answer(None)", "Continue") + key("escape", "answer(None)")
-    EXPLANATION = "A damaged file can't be restored as it was; all others can. Prepare a new set, on another disk."
-
-    def __init__(self, place: str, damaged: "Sequence[Difference]"):
-        super().__init__()
-        are = "is" if len(damaged) == 1 else "are"
-        self.HEADING = f"{len(damaged)} of its files {are} DAMAGED." if damaged else "The backup is whole."
-        self.place, self.damaged = place, damaged
-
-    def content(self) -> Iterable[Widget]:
-        yield text(shortened(self.place, TEXT_WIDTH))
-        if self.damaged:
-            yield Listing([line for d in self.damaged for line in difference_lines(d)], height=12, classes="lacking")
-        yield bullets("To continue, press ENTER.")
 
 
 class Begin(Page[bool]):

@@ -1,4 +1,4 @@
-"""Single files from a backup: choose the backup, mark files in its tree, say where to."""
+"""What a backup holds: choose one; mark files in its tree and say where to, or have all of it verified."""
 
 import asyncio
 import os
@@ -14,7 +14,8 @@ from bootenv import files as story
 from bootenv.errors import AsrError
 from bootenv.events import Difference, Progress
 
-from .screens import Browse, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .app import Cancelled
+from .screens import Browse, Cancellable, Page, ProgressPage, bullets, difference_lines, key, text, when
 from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
@@ -28,8 +29,24 @@ async def restore_files(app: "SetupApp") -> None:
     """From the Welcome page and back to it."""
     try:
         found = await app.ask(Searching())
-        while (backup := await chosen(app, found)) and not await from_backup(app, backup):
+        question = "Restore single files: from which backup?"
+        while (backup := await chosen(app, found, question)) and not await from_backup(app, backup):
             pass
+    except Exception as error:
+        await app.ask(app.page_for(error, "cancel"))
+    finally:
+        await asyncio.to_thread(story.forget)
+
+
+async def verify_backup(app: "SetupApp") -> None:
+    """From the Welcome page and back to it."""
+    try:
+        found = await app.ask(Searching())
+        while backup := await chosen(app, found, "Verify: which backup?"):
+            damaged = await app.perform(Verifying(), story.verify(backup))
+            await app.ask(Verified(backup, damaged, await asyncio.to_thread(story.disk_of, backup)))
+    except Cancelled:
+        pass
     except Exception as error:
         await app.ask(app.page_for(error, "cancel"))
     finally:
@@ -46,9 +63,9 @@ async def from_backup(app: "SetupApp", backup: str) -> bool:
     return False
 
 
-async def chosen(app: "SetupApp", found: "list[story.FoundBackup]") -> str:
+async def chosen(app: "SetupApp", found: "list[story.FoundBackup]", question: str) -> str:
     """A backup's path, "" to go back."""
-    while (answer := await app.ask(Backups(found))) == _BROWSE:
+    while (answer := await app.ask(Backups(found, question))) == _BROWSE:
         if path := await app.ask(Browse("Another backup", "Type the path of the backup's file.", f"{story.FOLDER}/")):
             return path
     return answer
@@ -93,7 +110,6 @@ class Searching(Page["list[story.FoundBackup]"]):
 class Backups(Page[str]):
     """Which backup? Answers its path, _BROWSE to name another, "" to go back."""
 
-    HEADING = "Restore single files: from which backup?"
     BINDINGS = (
         key("enter", "choose", "Choose")
         + key("b", "answer('?')", "Browse")
@@ -103,16 +119,17 @@ class Backups(Page[str]):
         "The list has each backup of an ASR set that was found on this computer's volumes. The arrow keys move, ENTER "
         "takes the one that is shown in reverse.\n\nTo name a backup that is not in the list, press B."
     )
-    WARNING = _WARNING
+    WARNING = "Nothing was changed."
 
-    def __init__(self, found: Sequence[story.FoundBackup]):
+    def __init__(self, found: Sequence[story.FoundBackup], question: str):
         super().__init__()
+        self.HEADING = question
         self.found = found
 
     def content(self) -> Iterable[Widget]:
         lines = [f"{when(b.set.created)}  {b.set.host}  {shortened(b.place, 40)}" for b in self.found]
         yield Marks(lines or ["No backup was found."], height=12)
-        yield bullets("To look into a backup, press ENTER.", "To name another one, press B.")
+        yield bullets("To choose a backup, press ENTER.", "To name another one, press B.")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return bool(self.found) if action == "choose" else super().check_action(action, parameters)
@@ -259,3 +276,39 @@ class Restored(Page[None]):
     def on_mount(self) -> None:
         with suppress(IndexError):
             self.query(Listing)[0].focus()
+
+
+class Verifying(Cancellable, ProgressPage):
+    """A backup is compared with its checksums."""
+
+    CANCEL = "To cancel the comparison, press F3."
+
+    def __init__(self) -> None:
+        super().__init__("Verify Progress", "Every file in the backup is compared with its checksum. Nothing is "
+                         "changed. ESC cancels.", "What was compared so far counts for nothing.")
+
+
+class Verified(Page[None]):
+    """What came out. disk: a sentence about the ASR disk, "" if it was not looked for."""
+
+    BINDINGS = key("enter", "answer(None)", "Continue") + key("escape", "answer(None)")
+    EXPLANATION = (
+        "A damaged file can't be restored as it was; all others can. If this computer still runs, prepare a new set, "
+        "on another disk.\n\nRecovery needs the ASR disk that was made with the backup. A lost one is written again "
+        "from the backup: asr make-disk."
+    )
+
+    def __init__(self, place: str, damaged: Sequence[Difference], disk: str = ""):
+        super().__init__()
+        are = "is" if len(damaged) == 1 else "are"
+        self.HEADING = f"{len(damaged)} of its files {are} DAMAGED." if damaged else "The backup is whole."
+        self.place, self.damaged, self.disk = place, damaged, disk
+
+    def content(self) -> Iterable[Widget]:
+        yield text(shortened(self.place, TEXT_WIDTH))
+        if self.disk:
+            yield text(self.disk)
+        if self.damaged:
+            yield Listing([line for d in self.damaged for line in difference_lines(d)], height=12 - 3 * bool(self.disk),
+                          classes="lacking")
+        yield bullets("To continue, press ENTER.")

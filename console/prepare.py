@@ -20,8 +20,8 @@ from bootenv.layout import human
 from .app import Cancelled, SetupApp
 from .screens import (
     Browse,
+    Cancellable,
     Choosing,
-    LeaveQuestion,
     Leaving,
     Looking,
     Notice,
@@ -458,20 +458,6 @@ class Completing(Page[bool]):
         speed = self.destination.speed
         minutes = -int(-seconds_for(self.survey.used, speed) // 60)
         return f"about {minutes} minute{'s' * (minutes != 1)}; the place took {human(speed)} in a second"
-
-
-class Cancellable(Work):
-    """Work that ESC ends, after a question; what it wrote is removed then."""
-
-    BINDINGS = key("escape", "cancel", "Cancel")
-    CANCEL = "To cancel the backup, press F3."
-
-    def action_cancel(self) -> None:
-        self.app.push_screen(LeaveQuestion(self.WARNING, self.CANCEL), self._maybe_cancel)
-
-    def _maybe_cancel(self, agreed: bool | None) -> None:
-        if agreed:
-            self.cancelled.set()
 
 
 class Backing(Cancellable, ProgressPage):

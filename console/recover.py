@@ -15,8 +15,8 @@ from bootenv.errors import BackupNotFound, NoAsrDisk
 from bootenv.events import Event, Progress
 from bootenv.layout import Disk, human
 
-from .app import CHOOSE_KEYBOARD, SetupApp
-from .files import restore_files
+from .app import CHOOSE_KEYBOARD, SetupApp, T
+from .files import restore_files, verify_backup
 from .screens import (
     ChecksPage,
     Looking,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 # Written by init once udev has settled.
 HARDWARE_READY = Path("/run/asr/hardware-ready")
 
+# How far the technician got.
+_WELCOME, _WANTED, _CHANGED = "welcome", "recovery is wanted", "the disks are changed"
+
 # Seconds.
 _F6 = 3
 _F2 = 10
@@ -52,13 +55,17 @@ _LOOK_EVERY = 1.0
 
 
 class RecoverApp(SetupApp):
-    """Pages 2 to 10. `hardware_ready` is the file that says that all devices are known."""
+    """Pages 2 to 10. `hardware_ready` is the file that says that all devices are known.
+
+    Beside it a file says how far the technician got, so that a console that crashed comes back to where it was.
+    """
 
     BINDINGS = [CHOOSE_KEYBOARD]
 
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
         super().__init__(story, tick=tick)
         self.hardware_ready = hardware_ready
+        self.reached = hardware_ready.with_name("reached")
         self.changed = ""                      # what an earlier attempt did to the disks
         self.without_backup = False            # somebody said that the backup will be connected later
         self.wanted = False        # F2 was pressed: nothing before page 5 needs to be seen again
@@ -66,7 +73,10 @@ class RecoverApp(SetupApp):
     async def pages(self) -> None:
         if (work := self.story.under_way()) and await self.resumed(work):
             return await self.ask(Reboot())
-        self.wanted = self.wanted or await self.prompted()
+        reached = self.reached.read_text() if self.reached.exists() else ""
+        if reached == _CHANGED:
+            self.changed = _DISKS_CHANGED
+        self.wanted = self.wanted or reached in (_WANTED, _CHANGED) or (not reached and await self.prompted())
         while not self.wanted or not (disk := await self.asr_disk()):
             await self.welcome()
         while await self.hardware():
@@ -75,13 +85,21 @@ class RecoverApp(SetupApp):
             pass
         await self.ask(Reboot())
 
+    async def ask(self, page: Page[T]) -> T:
+        if self.changed:
+            page.WARNING = self.changed
+        return await super().ask(page)
+
+    def page_for(self, error: Exception, *offers: str, heading: str = "", changed: str = "") -> Page[str]:
+        return super().page_for(error, *offers, heading=heading, changed=changed or self.changed)
+
     async def resumed(self, work: Generator[Event, None, None]) -> bool:
         """What an earlier console was doing when it crashed. False: it failed."""
         try:
             self.changed = _DISKS_CHANGED
             await self.perform(Preparing(), work)
         except Exception as error:
-            await self.ask(self.page_for(error, changed=self.changed))
+            await self.ask(self.page_for(error))
             return False
         return True
 
@@ -111,12 +129,21 @@ class RecoverApp(SetupApp):
         return not self.hardware_ready.exists() and await self.ask(Inspecting(self.hardware_ready))
 
     async def welcome(self) -> None:
+        if not self.changed:
+            self.reached.write_text(_WELCOME)
         while (wish := await self.ask(Welcome())) != "recover":
-            await (restore_files(self) if wish == "restore" else self.ask(Notice(*_NOT_YET[wish])))
+            if wish == "restore":
+                await restore_files(self)
+            elif wish == "verify":
+                await verify_backup(self)
+            else:
+                await self.ask(Notice(*_NOT_YET))
         self.wanted = True
 
     async def asr_disk(self) -> "AsrDisk | None":
         """The set to recover: of the ASR disk in a drive, or of a copy; None when the technician went back."""
+        if not self.changed:
+            self.reached.write_text(_WANTED)
         while True:
             try:
                 found = await self.ask(InsertDisk())
@@ -152,15 +179,15 @@ class RecoverApp(SetupApp):
             await self.ask(Disks(match))
             secrets = await self.passphrases(disk)
             self.changed = _DISKS_CHANGED
+            self.reached.write_text(_CHANGED)
             await self.perform(Preparing(), self.story.recover(disk, match, secrets))
         except BackupNotFound as error:
-            self.without_backup = await self.ask(self.page_for(error, "agree", changed=self.changed)) == "agree"
+            self.without_backup = await self.ask(self.page_for(error, "agree")) == "agree"
             return False
         except Exception as error:
-            await self.ask(self.page_for(error, changed=self.changed))
+            await self.ask(self.page_for(error))
             return False
         return True
-
 
     async def passphrases(self, disk: "AsrDisk") -> dict[str, bytes]:
         """Of each encrypted volume, by its id."""
@@ -170,11 +197,11 @@ class RecoverApp(SetupApp):
             answer = None
             if lock.header:
                 answer = await self.ask(Passphrase(
-                    name, opens=partial(self.story.opens, lock), first=_SAVED_HEADER, renew=True, warning=self.changed))
+                    name, opens=partial(self.story.opens, lock), first=_SAVED_HEADER, renew=True))
                 if answer is None:
                     await asyncio.to_thread(self.story.renew, lock)
             if answer is None:
-                answer = await self.ask(Passphrase(name, opens=None, first=_new_header(lock), warning=self.changed))
+                answer = await self.ask(Passphrase(name, opens=None, first=_new_header(lock)))
                 assert answer
             secrets[lock.container.id] = answer
         return secrets
@@ -200,22 +227,13 @@ _DISKS_CHANGED = (
     "been run again from this medium."
 )
 
-_NOT_YET = {
-    "verify": (
-        "Verify a backup and an ASR disk",
-        "This version of Setup cannot verify from this page. On any computer that runs Linux, start the program "
-        "on this medium as root:",
-        "      /asr verify BACKUP",
-        "Nothing was changed.",
-    ),
-    "prepare": (
-        "Prepare an ASR set of this computer",
-        "This version of Setup cannot prepare an offline computer. Start the computer's own system, mount this "
-        "medium and run its program as root:",
-        "      /asr prepare",
-        "Nothing was changed.",
-    ),
-}
+_NOT_YET = (
+    "Prepare an ASR set of this computer",
+    "This version of Setup cannot prepare an offline computer. Start the computer's own system, mount this "
+    "medium and run its program as root:",
+    "      /asr prepare",
+    "Nothing was changed.",
+)
 
 
 class Inspecting(Page[bool]):

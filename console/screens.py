@@ -401,6 +401,20 @@ class Work(Page[None]):
         raise NotImplementedError
 
 
+class Cancellable(Work):
+    """Work that ESC ends, after a question; what it wrote is removed then."""
+
+    BINDINGS = key("escape", "cancel", "Cancel")
+    CANCEL = "To cancel the backup, press F3."
+
+    def action_cancel(self) -> None:
+        self.app.push_screen(LeaveQuestion(self.WARNING, self.CANCEL), self._maybe_cancel)
+
+    def _maybe_cancel(self, agreed: bool | None) -> None:
+        if agreed:
+            self.cancelled.set()
+
+
 class ProgressPage(Work):
     """Backup and restore: how far, how long, how much."""
 

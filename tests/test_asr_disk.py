@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import bootenv.run
-from bootenv import asr_disk
+from bootenv import asr_disk, files
 from bootenv.asr_disk import (
     check_disk,
     find_asr_disks,
@@ -250,6 +250,21 @@ def test_sets_of_several_computers_are_all_found_and_each_once(drives, floppy, t
     assert (found[0].set.id, found[0].device, found[0].folder) == (NEWER.id, newer, "")
     assert {(disk.set.id, disk.device, disk.folder) for disk in found[1:]} == {
         (SET.id, floppy, ""), (OTHER.id, floppy, "web1.example.org")}
+
+
+def test_it_is_said_whether_a_backups_disk_is_in_a_drive(floppy, drives, monkeypatch):
+    monkeypatch.setattr(files, "read_first", lambda path: SIF)
+    assert files.disk_of("x.tar.zst") == ("Its ASR disk was not seen: Setup could not find an ASR disk in any drive.")
+    made(OTHER, floppy)
+    drives(floppy)
+    assert "is of ANOTHER set: web1.example.org" in files.disk_of("x.tar.zst")
+    made(SET, floppy, agreed=True)
+    assert files.disk_of("x.tar.zst") == f"Its ASR disk is whole, and in {asr_disk.describe(floppy)}."
+    write_asr_disk(floppy, {"asr.sif": SIF[:-9]})
+    write_asr_disk(floppy, {"asr.sif": SIF[:-9]}, "host")
+    assert "was not seen: The file ASR.SIF is damaged" in files.disk_of("x.tar.zst")
+    monkeypatch.setattr(files, "read_first", lambda path: b"not an asr.sif")
+    assert "It is no backup of an ASR set" in files.disk_of("x.tar.zst")
 
 
 def test_drives_are_what_can_be_taken_away_and_holds_no_other_file_system():

@@ -34,6 +34,7 @@ from bootenv.layout import (
     Partition,
     PhysicalVolume,
     Subvolume,
+    SwapFile,
     VolumeGroup,
 )
 
@@ -475,3 +476,57 @@ def test_an_initramfs_that_may_not_fit_is_made_again(name, text, system):
     (system.root / name).write_text(text)
     list(bootloader._initramfs(system.root))
     assert "update-initramfs" in system.ran
+
+
+# Hibernation
+
+FILEFRAG = """\
+Filesystem type is: ef53
+File size of /target/swapfile is 8388608 (2048 blocks of 4096 bytes)
+ ext:     logical_offset:        physical_offset: length:   expected: flags:
+   0:        0..    1023:   66258944..  66259967:   1024:             unwritten
+   1:     1024..    2047:     180224..    181247:   1024:   66259968: last,unwritten,eof
+/target/swapfile: 2 extents found
+"""
+MENU, CONFIG = "/boot/grub/grub.cfg", "/etc/default/grub"
+
+
+@pytest.fixture
+def command_lines(monkeypatch):
+    """A system whose files give a swap file's place; what was run to change them."""
+    changed = []
+
+    def run_in(target, *argv):
+        if argv[0] == "grep":
+            return f"{CONFIG}\n{MENU}\n"
+        changed.append(argv)
+        return ""
+
+    monkeypatch.setattr(bootloader, "run_in", run_in)
+    monkeypatch.setattr(bootloader, "run", lambda argv: FILEFRAG if argv[0] == "filefrag" else "4711\n")
+    return changed
+
+
+@pytest.mark.parametrize(("type", "place"), [("ext4", 66258944), ("btrfs", 4711)])
+def test_the_machine_wakes_from_its_new_swap_file(type, place, command_lines):
+    layout = layout_of(("/", "vda1", type), swap_files=(SwapFile("/swapfile", 2**23, "s"),))
+    differences = list(bootloader._hibernation(layout, Path("/target")))
+    assert command_lines == [("sed", "-Ei", "--follow-symlinks", f"s/resume_offset=[0-9]+/resume_offset={place}/g",
+                              CONFIG, MENU)]
+    assert [d.why for d in differences] == [
+        f"/swapfile lies elsewhere on the disk now: {CONFIG}, {MENU} say resume_offset={place}."]
+
+
+def test_which_of_two_swap_files_it_wakes_from_is_not_guessed(command_lines):
+    files = tuple(SwapFile(path, 2**23, "s") for path in ("/swapfile", "/more"))
+    (difference,) = bootloader._hibernation(Layout(swap_files=files), Path("/target"))
+    assert difference.why == f"The place of the swap file must be set anew in {CONFIG}, {MENU}."
+    assert command_lines == []
+
+
+def test_a_machine_that_never_sleeps_stays_as_it_was(monkeypatch):
+    def run_in(target, *argv):
+        raise CommandFailed("grep")
+
+    monkeypatch.setattr(bootloader, "run_in", run_in)
+    assert list(bootloader._hibernation(Layout(swap_files=(SwapFile("/swapfile", 2**23, "s"),)), Path("/target"))) == []

@@ -374,7 +374,10 @@ PAGES = {
     "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
                 "Keeps", None),
     "17-sure": (lambda: backup.Sure("Remove the job nightly?", "The backups stay.", "To remove it"), "F8", None),
-    "17-verified": (lambda: backup.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
+    "17-verified": (lambda: files.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
+    "26-verified": (lambda: files.Verified(FOUND.place, (), "Its ASR disk is whole, and in floppy disk drive A:."),
+                    "is whole", None),
+    "26-damaged": (lambda: files.Verified(FOUND.place, DIFFERENCES, OF_ANOTHER), "DAMAGED", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
     "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
     "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
@@ -395,7 +398,8 @@ PAGES = {
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
     "22-report": (lambda: prepare.Report(REPORT, "/var/lib/asr/reports/20260314-150900.txt"), "line 9", preparation()),
     "23-searching": (lambda: files.Searching(), "looking", None),
-    "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))]), "from which", None),
+    "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))],
+                                          "Restore single files: from which backup?"), "from which", None),
     "24-tree": (lambda: files.Tree(lambda directory: BACKUP[directory], [b"etc/hosts"]), "home", None),
     "25-restored": (lambda: files.Restored("/run/asr/volumes/vda2/", RESTORING, DIFFERENCES), "differences", None),
     "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
@@ -403,6 +407,7 @@ PAGES = {
 }
 
 
+OF_ANOTHER = "The ASR disk in floppy disk drive A: is of ANOTHER set: other, 2026-01-02 03:04 UTC."
 BACKUP = {
     b"": [Entry(b"etc", "d", 0), Entry(b"home", "d", 0), Entry(b"swapfile", "f", 2 << 30), Entry(b"vmlinuz", "l", 0)],
     b"etc": [Entry(b"ssh", "d", 0), Entry(b"hostname", "f", 7), Entry(b"hosts", "f", 123_456)],
@@ -586,11 +591,43 @@ async def test_a_place_that_will_not_do_can_be_named_again(single_files, monkeyp
         await until(pilot, "1 marked")
 
 
-@pytest.mark.parametrize("key", ["V", "p"])
-async def test_what_is_not_built_yet_says_so_and_goes_back(key, tmp_path):
+async def test_v_verifies_a_backup_and_its_disk(monkeypatch, single_files, tmp_path):
+    asked = []
+    monkeypatch.setattr(files.story, "verify", lambda path: asked.append(path) or working(BACKING_UP,
+                                                                                          outcome=DIFFERENCES[:1]))
+    monkeypatch.setattr(files.story, "disk_of", lambda path: OF_ANOTHER)
     async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
         await welcome(pilot)
-        await pilot.press(key)
+        await pilot.press("V")
+        await until(pilot, "Verify: which backup?")
+        await pilot.press("enter")
+        await until(pilot, "1 of its files is DAMAGED.")
+        assert "is of ANOTHER set" in screen_text(pilot.app)
+        assert_canvas(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "Verify: which backup?")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+    assert asked == [FOUND.path]
+    assert single_files == ["forgot"]
+
+
+async def test_what_cannot_be_verified_says_so(monkeypatch, single_files, tmp_path):
+    monkeypatch.setattr(files.story, "verify", lambda path: working(errors.DamagedBackup("Nothing can be read.")))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("v")
+        await until(pilot, "which backup?")
+        await pilot.press("enter")
+        await until(pilot, "Nothing can be read.")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+
+
+async def test_what_is_not_built_yet_says_so_and_goes_back(tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("p")
         await until(pilot, "This version of Setup cannot")
         assert_canvas(pilot.app)
         await pilot.press("enter")
@@ -865,6 +902,25 @@ async def test_recovery_that_failed_while_no_console_was_there_says_that_the_dis
         assert "The disks were already changed." in screen_text(pilot.app)
         await pilot.press("enter")
         await until(pilot, "Press F6")
+
+
+async def test_a_console_that_comes_back_goes_on_where_the_technician_was(tmp_path):
+    no_disk = raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive."))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+    story = boot_recovery(find_sets=no_disk)
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Welcome to Setup")
+        await pilot.press("f2")
+        await until(pilot, "Press any key when ready")
+    story = boot_recovery(recover=lambda *_: working(COPYING, errors.CommandFailed("mkfs.ext4 failed")))
+    async with recover_app(story, tmp_path, tick=0.01).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "mkfs.ext4 failed")
+    async with recover_app(boot_recovery(find_sets=no_disk), tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press any key when ready")
+        await pilot.press("space")
+        await until(pilot, "could not find an ASR disk")
+        assert "Nothing was changed" not in screen_text(pilot.app)
 
 
 async def test_a_restore_that_is_under_way_asks_nothing_when_the_console_comes_back():

@@ -301,8 +301,21 @@ def test_the_network_gives_the_medium_or_a_reason(network, disks, tmp_path):
     assert asked.count("/asr/vmlinuz") == 3
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("firmware", "file"), [
+    ("bios", "boot.ipxe"), ("bios", "grub.0"), ("uefi", "shimx64.efi"), ("secure", "shimx64.efi")])
+def test_a_computer_starts_from_its_network_card(firmware, file, network, disks, tmp_path):
+    (disks / "asr").symlink_to(network)
+    asked: list[str] = []
+    with server(disks, asked, port=80), boot(
+            Machine(firmware=firmware, tftp=(network, file), boot=("network",)), tmp_path / "machine") as guest:
+        guest.wait_for_text(PROMPT, MINUTES)
+        on_serial(guest, PROMPT)
+    assert {"/asr/initrd.img", "/asr/netboot.img", "/asr/root.squashfs"} <= {*asked}
+
+
 @contextmanager
-def server(folder: Path, asked: list[str]) -> Iterator[int]:
+def server(folder: Path, asked: list[str], port: int = 0) -> Iterator[int]:
     """An HTTP server's port; the paths that were asked for."""
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_request(self, *_: object) -> None:
@@ -311,7 +324,8 @@ def server(folder: Path, asked: list[str]) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as http_server:
+    with http.server.ThreadingHTTPServer(
+            ("127.0.0.1", port), functools.partial(Handler, directory=folder)) as http_server:
         threading.Thread(target=http_server.serve_forever, daemon=True).start()
         yield http_server.server_address[1]
         http_server.shutdown()

@@ -1,5 +1,6 @@
 """A machine is prepared, lost, and brought back by somebody who presses F2 and inserts a floppy."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ SCREENS = Path(__file__).parents[1] / "screens"
 ALWAYS = ("gpt", "uefi")               # BIOS, and Secure Boot
 GOLDEN = "gpt"                         # the machine that the goldens show
 POWER_CUT = "xfs"                      # in the middle of its restore
+CRASHES = "raid"                       # its console is killed in the middle of the work, in either stage
 SAME_BOARD = "btrfs"                   # only its disk was lost: its UEFI variables still name the lost one
 
 
@@ -34,6 +36,8 @@ def test_a_lost_machine_comes_back(kind, iso, sample, backup_disk, floppy, disks
     def seen(name: str, screen: str) -> None:
         pages[name] = screen
         guest.screenshot(tmp_path / f"{name}.png")
+        if kind == CRASHES and name in ("09-copy", "14-progress"):
+            kill_console(guest)
 
     machine = story.with_medium(recovered, backup_disk, iso)
     with boot(machine, tmp_path / "recover") as guest:
@@ -62,6 +66,18 @@ def test_a_lost_machine_comes_back(kind, iso, sample, backup_disk, floppy, disks
         left = replace(alone, disks=alone.disks[:pulled] + alone.disks[pulled + 1:])
         with boot(left, tmp_path / f"without {pulled}") as guest:
             machines.log_in(guest, SAMPLES[kind])
+
+
+def kill_console(guest: Guest) -> None:
+    """What it was doing goes on meanwhile, and is shown again."""
+    guest.press("alt-f2")
+    guest.wait_for_text("# ", 120)
+    guest.type("pkill -9 -f 'm console'; echo do''ne\n")
+    guest.wait_for_text("done", 120)
+    guest.press("alt-f1")
+    guest.wait_for_text("The recovery console ended unexpectedly (status 137)", 120)
+    pages = "Setup copies files|Your computer will reboot|Restoring files|has been recovered"
+    guest.wait_for_text(re.compile(pages), 600)
 
 
 def finish(guest: Guest, sample: Sample, seen: story.Seen) -> Facts:

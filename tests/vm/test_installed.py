@@ -1,0 +1,105 @@
+"""The .deb on machines that run: its timer, its apt hook, what logins say, a job, and that nothing of it stays."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import build_iso
+from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
+from tests.vm import machines
+from tests.vm.samples import HOSTNAME, KERNEL_ARGUMENTS, LEFT_OUT, PACKAGES, PASSWORD
+from tests.vm.story import done
+from tests.vm.test_bad_input import digest
+
+pytestmark = [pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(3600)]
+
+SIZE = 3072 * MiB
+START = 2048                           # sector of the only partition
+DEPENDS = tuple(word.split()[0] for word in build_iso.DEPENDS.split(", "))
+JOB = "asr-job-nightly"
+
+
+@pytest.mark.parametrize("suite", ["trixie", "bookworm"])
+def test_an_installed_computer_says_when_a_set_is_due_and_makes_it_by_itself(
+        suite, once, backup_disk, floppy, disks, tmp_path):
+    package = once("asr.deb", lambda path: build_iso.deb(path, path.with_suffix(".cache")))
+    machine = installed(suite, next(package.glob("*.deb")), disks)
+    machine = replace(machine, sticks=(backup_disk,), floppy=floppy)
+    with boot(machine, tmp_path / "machine") as guest:
+        assert "Welcome" not in (said := log_in(guest)), said
+        assert done(guest, "systemctl is-enabled asr-drift.timer; systemctl is-active asr-drift.timer").split() == [
+            "enabled", "active"]
+
+        # No set yet.
+        done(guest, "systemctl start asr-drift.service", 300)
+        assert "No ASR set of this computer was prepared yet" in log_in_again(guest)
+
+        # A job, started as its timer starts it.
+        done(guest, "asr schedule add nightly --when daily --to /dev/disk/by-label/BACKUP --disk /dev/fd0", 300)
+        assert "asr-job-nightly.timer" in done(guest, "systemctl list-timers --no-pager asr-job-nightly.timer")
+        done(guest, f"systemctl start {JOB}", 3000)
+        assert "The backup and the ASR disk were read back and match." in done(guest, f"journalctl --no-pager -u {JOB}")
+        assert "ASR:" not in log_in_again(guest)
+
+        # A package that matters: apt's hook says so at once, and logins until there is a new set.
+        assert "a new ASR set of this computer is due" in done(guest, "apt-get -qq purge acl", 600)
+        assert "a new ASR set of this computer is due" in log_in_again(guest)
+        done(guest, "systemctl start asr-drift.service", 300)
+        assert "a new ASR set of this computer is due" in log_in_again(guest)
+
+        # A place that is not there any more.
+        guest.detach_stick(backup_disk)
+        status, output = guest.serial.run(f"systemctl start {JOB}", 300)
+        assert status, output
+        assert "failed" in done(guest, f"systemctl is-failed {JOB}")
+        assert "ASR-032" in done(guest, f"journalctl --no-pager -u {JOB} -n 20")
+        assert "the backup job nightly FAILED" in log_in_again(guest)
+
+        done(guest, "apt-get -qq purge asr-recovery", 600)
+        left = done(guest, "find /etc /usr /run /var/lib/dpkg -name '*asr-*' -o -name 50-asr; "
+                           "systemctl list-unit-files --no-legend 'asr*';"
+                           " systemctl list-units --all --no-legend 'asr*'")
+        assert left.split() == [], left
+        assert "ASR:" not in log_in_again(guest)
+
+
+def log_in(guest: Guest) -> str:
+    """What is said to who logs in."""
+    guest.serial.login("root", PASSWORD, 900)
+    return guest.serial.log.read_text(errors="replace").rpartition("Password")[2]
+
+
+def log_in_again(guest: Guest) -> str:
+    guest.serial.send("exit\n")
+    return log_in(guest)
+
+
+def installed(suite: str, package: Path, folder: Path) -> Machine:
+    """A computer with the package. It is started without a boot loader: nothing here is about starting."""
+    tree = machines.cached(f"installed-{suite}.tar", f"{argv(suite, package)} {digest(package)}",
+                           lambda tar: machines.run(*argv(suite, package), str(tar)))
+    disk = make_disk(folder / "disk.img", SIZE)
+    machines.run("sfdisk", "--quiet", "--label", "dos", str(disk), input=f"start={START}, type=83, bootable\n")
+    with tempfile.TemporaryDirectory(dir=folder) as root:
+        machines.run("tar", "-x", "-f", str(tree), "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*")
+        machines.run("mkfs.ext4", "-q", "-F", "-d", root, "-E", f"offset={START * 512}", str(disk),
+                     f"{(SIZE - START * 512) // 1024}k")
+        for name in ("vmlinuz", "initrd.img"):
+            (folder / name).write_bytes((Path(root) / name).read_bytes())
+    return Machine(disks=(Drive(disk),), boot=(), kernel=folder / "vmlinuz", initrd=folder / "initrd.img",
+                   arguments=f"root=/dev/vda1 rw {KERNEL_ARGUMENTS}")
+
+
+def argv(suite: str, package: Path) -> tuple[str, ...]:
+    settings = f"""
+cp {package} "$1/asr.deb" && chroot "$1" dpkg --install /asr.deb && rm "$1/asr.deb"
+echo root:{PASSWORD} | chroot "$1" chpasswd
+echo {HOSTNAME} >"$1/etc/hostname"
+echo "/dev/vda1 / ext4 errors=remount-ro 0 1" >"$1/etc/fstab"
+systemctl --quiet --root="$1" mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer
+"""
+    return ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join((*PACKAGES, *DEPENDS))}",
+            '--aptopt=APT::Install-Recommends "false"', *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
+            "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*", f"--customize-hook={settings}", suite)
