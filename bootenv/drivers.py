@@ -99,8 +99,13 @@ def _modules(paths: Iterable[Path]) -> Iterator[Loaded]:
         shutil.copyfile(path, goal)
         if packed:
             # busybox, which loads it in the minimal OS, knows fewer compressions.
-            run((UNPACK[packed], "--decompress", "--force", "--quiet", str(goal)))
-            goal.unlink(missing_ok=True)
+            try:
+                run((UNPACK[packed], "--decompress", "--force", "--quiet", str(goal)))
+            except CommandFailed as error:
+                yield Loaded(name, str(error))
+                continue
+            finally:
+                goal.unlink(missing_ok=True)
         yield Loaded(name)
 
 

@@ -13,7 +13,7 @@ from .backup import restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
 from .carried import DRIVERS, PROVIDERS, gather, gathered
 from .commands import missing_tools
-from .drivers import carry, load_drivers, load_from, release
+from .drivers import Loaded, carry, load_drivers, load_from, release
 from .errors import (
     AsrError,
     BackupNotFound,
@@ -244,7 +244,10 @@ def _load_carried(disk: AsrDisk) -> Check:
     """The set's own drivers and firmware, loaded; what is of no use is said, and stops nothing."""
     lacking = gather(disk, DRIVERS)
     folder = gathered(disk.set) / DRIVERS
-    loaded = load_from(folder) if folder.is_dir() else []
+    try:
+        loaded = load_from(folder) if folder.is_dir() else []
+    except (AsrError, OSError) as error:
+        loaded = [Loaded("drivers", str(error))]
     useless = [f"{d.what}: {d.why}" for d in lacking] + [f"{f.name}: {f.trouble}" for f in loaded if f.trouble]
     good = sum(not file.trouble for file in loaded)
     more = f" And {len(useless) - 1} more: D shows the log." if len(useless) > 1 else ""

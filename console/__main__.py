@@ -478,6 +478,8 @@ def plan(arguments: argparse.Namespace) -> int:
     set = read_sif(Path(inside(arguments.sif)).read_bytes())
     print(as_text(steps(set.layout)), end="")
     print(printable(commands_as_text(set.commands)), end="")
+    if set.provider:
+        print(printable(f"The files are restored by the provider {set.provider.name}, from {set.backup.place}."))
     return 0
 
 

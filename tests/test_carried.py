@@ -262,5 +262,15 @@ def test_setup_says_what_became_of_them_and_goes_on(disk, tmp_path, monkeypatch)
     assert said.note == "raid.ko: It is for Linux 6.1; this is 6.12."
 
 
+def test_drivers_that_cannot_be_loaded_at_all_stop_nothing(disk, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recover, "load_from", full)
+    said = recover._load_carried(disk)
+    assert said.error is None
+    assert "No space left on device" in said.note
+
+
 def differences(events):
     return [event for event in events if isinstance(event, Difference)]

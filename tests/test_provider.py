@@ -27,7 +27,7 @@ from bootenv.layout import SwapFile
 from bootenv.match import Match
 from bootenv.prepare import Survey
 from bootenv.provider import find_provider, make_plan, provider_of, secret_of
-from bootenv.sif import BackupReference, ProviderReference, read_sif, write_sif
+from bootenv.sif import BackupReference, ProviderReference, read_sif
 from bootenv.volumes import FoundBackup
 from console.__main__ import main
 from tests.test_sif import SET
@@ -479,8 +479,3 @@ def test_restic_brings_back_what_it_took_and_asks_for_its_password(tree, tmp_pat
         make_plan(program, set, "backup", place)
     with pytest.raises(ProviderFailed, match="restore"):
         list(provider.restore_files(program, set, place, tmp_path / "target", {secret_of("password"): b"wrong"}))
-
-
-def test_asr_sif_keeps_the_provider():
-    assert read_sif(write_sif(ON_USB)) == ON_USB
-    assert b'[provider]\nname = "tar"\n' in write_sif(ON_USB)

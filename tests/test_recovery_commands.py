@@ -12,7 +12,7 @@ from bootenv.commands import as_text, missing_tools, read_commands, run_commands
 from bootenv.errors import BadCommands, CommandFailed, CriticalCommandFailed, ToolMissing
 from bootenv.events import Difference, Progress
 from bootenv.layout import EMPTY
-from bootenv.sif import Command, write_sif
+from bootenv.sif import BackupReference, Command, ProviderReference, write_sif
 from console.__main__ import main
 from tests.test_sif import SET
 
@@ -135,6 +135,13 @@ def test_the_plan_lists_them(tmp_path, capsys):
         "After the restore, in the recovery environment: Writing a note\n     $ /bin/note 'a b'\n"
         "Before the restore, in the recovery environment: Stopping the old one\n     $ stop -a\n"
         "After the restore, in the restored system: Joining the domain (critical)\n     $ join\n")
+
+
+def test_the_plan_names_the_provider(tmp_path, capsys):
+    set = replace(SET, layout=EMPTY, provider=ProviderReference("restic"), backup=BackupReference(place="sftp:h:/r"))
+    (tmp_path / "asr.sif").write_bytes(write_sif(set))
+    assert main(["plan", str(tmp_path / "asr.sif")]) == 0
+    assert capsys.readouterr().out.endswith("The files are restored by the provider restic, from sftp:h:/r.\n")
 
 
 def test_no_word_of_a_command_makes_a_line_of_its_own():

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from bootenv import sif
 from bootenv.errors import AsrError, DamagedSif, NewerSchema
 from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
-from bootenv.sif import AsrSet, BackupReference, CarriedFile, Command, new_id, read_sif, write_sif
+from bootenv.sif import (
+    AsrSet,
+    BackupReference,
+    CarriedFile,
+    Command,
+    ProviderReference,
+    new_id,
+    read_sif,
+    write_sif,
+)
 
 DISK = Disk("0x1", "/dev/sda", 10**10, label="dos", label_id="0x1", serial="S", model="M")
 LAYOUT = Layout(
@@ -46,11 +55,15 @@ files = st.builds(CarriedFile, path=st.from_regex(r"drivers(/[a-z][a-z0-9.,_-]{0
                   size=st.integers(0, 2**20), sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True))
 
 
-@given(files=st.lists(files, max_size=1), commands=st.lists(commands, max_size=4))
-def test_what_goes_along_survives_and_older_versions_refuse_it(files, commands):
-    set = replace(SET, files=tuple(files), commands=tuple(commands))
+providers = st.builds(ProviderReference, name=st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True),
+                      options=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True), words, max_size=3))
+
+
+@given(files=st.lists(files, max_size=1), commands=st.lists(commands, max_size=4), provider=st.none() | providers)
+def test_what_goes_along_survives_and_older_versions_refuse_it(files, commands, provider):
+    set = replace(SET, files=tuple(files), commands=tuple(commands), provider=provider)
     assert read_sif(write_sif(set)) == set
-    assert (b"\nschema = 2\n" in write_sif(set)) == bool(files or commands)
+    assert (b"\nschema = 2\n" in write_sif(set)) == bool(files or commands or provider)
 
 
 def test_tables_of_other_products_survive():
@@ -127,6 +140,14 @@ def test_a_newer_schema_is_refused_with_a_sentence():
     {"files": [{"path": f"drivers/{name}", "size": 1, "sha256": "0" * 64} for name in ("a.ko", "A.ko")]},
     {"files": [{"path": f"drivers/{name}", "size": 1, "sha256": "0" * 64} for name in ("a", "a/b")]},
     {"files": [{"path": f"drivers/{n}.ko", "size": 1, "sha256": "0" * 64} for n in range(513)]},
+    {"files": [{"path": "providers/a b", "size": 1, "sha256": "0" * 64}]},
+    {"provider": []},
+    {"provider": {}},
+    {"provider": {"name": "../x"}},
+    {"provider": {"name": "-x"}},
+    {"provider": {"name": "x", "options": {"A=b": "c"}}},
+    {"provider": {"name": "x", "options": {"a": 5}}},
+    {"provider": {"name": "x", "path": "/bin/sh"}},
     {"commands": [{"title": "t", "argv": [], "when": "after"}]},
     {"commands": [{"title": "t", "argv": ["--help"], "when": "after"}]},
     {"commands": [{"title": "t", "argv": ["bin/x"], "when": "after"}]},
