@@ -369,6 +369,29 @@ def test_a_folder_is_looked_at_and_what_is_elsewhere_is_not(machine, program, tm
     assert prepare.provider_place(found) == "sftp:h:/repo"
 
 
+def test_the_command_says_what_is_known_of_the_backup(machine, program, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def survey(*, provider, **_):
+        asked["provider"] = provider
+        return survey_of(program)
+
+    for name, value in {"survey": survey, "check_disk": lambda *_, **__: None,
+                        "at_place": lambda set, used, place, name: place_in(tmp_path)}.items():
+        monkeypatch.setattr(prepare, name, value)
+    monkeypatch.setattr("console.__main__._need_root", lambda what: None)
+    (tmp_path / "disk").mkdir()
+    assert main(["prepare", "--provider", "pages", "--to", str(tmp_path / "place"), "--disk", str(tmp_path / "disk"),
+                 "--option", "the-word=abc"]) == 0
+    assert asked["provider"] == ProviderReference("pages", OPTIONS)
+    said = capsys.readouterr().out
+    assert f"pages: it will be {tmp_path}/place/host-20260314\n" in said
+    assert f"Backup: {tmp_path}/place (by pages)\n" in said
+    assert "NOT as it was: backup: The provider pages does not say that it has read the backup back" in said
+    assert said.endswith("The ASR disk was read back and matches.\n")
+    assert (tmp_path / "disk/providers/pages").read_text() == FROM_THE_PAGE
+
+
 @pytest.mark.parametrize("words", [
     ["--option", "a=b"], ["--provider", "tar"], ["--provider", "../x", "--to", "/a", "--disk", "/b"],
     ["--provider", "tar", "--to", "/a", "--disk", "/b", "--keep", "3"],

@@ -55,8 +55,8 @@ files = st.builds(CarriedFile, path=st.from_regex(r"drivers(/[a-z][a-z0-9.,_-]{0
                   size=st.integers(0, 2**20), sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True))
 
 
-providers = st.builds(ProviderReference, name=st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True),
-                      options=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True), words, max_size=3))
+keys = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
+providers = st.builds(ProviderReference, name=keys, options=st.dictionaries(keys, words, max_size=3))
 
 
 @given(files=st.lists(files, max_size=1), commands=st.lists(commands, max_size=4), provider=st.none() | providers)
