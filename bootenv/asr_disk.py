@@ -201,6 +201,10 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
         make_image(device)
     elif format:
         format_disk(device)
+    older = _readable(content.sifs.get(folder, b""))
+    # Without its provider a set is of no use: that is known before the older one goes, which takes its files with it.
+    _check_room([file for file in set.files if file.path.startswith("providers/")], device,
+                _reserved(set) - sum(file.size for file in (older.files if older else ())))
     yield Progress(f"Writing {place}", 1, 3, SIF)
     write_asr_disk(device, {SIF: sif}, folder)
     write_log(device, folder)
@@ -213,7 +217,6 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
         raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
                                 hint="The disk is worn out: insert another one.",
                                 untouched="The backup is not affected; no ASR disk was made.")
-    older = _readable(content.sifs.get(folder, b""))
     remove_files(device, folder, {file.path for found in (older, set) if found for file in found.files})
     yield from _put_files(set, device, folder, files or {})
     yield Progress(f"{place} matches", 3, 3)
@@ -230,8 +233,7 @@ def _put_files(set: AsrSet, device: str, folder: str, files: Mapping[str, Path])
                                    "on this ASR disk." + ("" if set.provider else " They are in the backup."))
             continue
         try:
-            # For this and the next asr.sif, and for a log that is written beside the older one.
-            _check_room(wanted, device, 2 * len(write_sif(set)) + 2 * _LOG_BYTES)
+            _check_room(wanted, device, _reserved(set))
             for file in wanted:
                 yield Progress(f"Writing {device}", 2, 3, file.path)
                 path = PurePosixPath(folder, file.path)
@@ -246,6 +248,11 @@ def _put_files(set: AsrSet, device: str, folder: str, files: Mapping[str, Path])
             yield Difference(kind, f"There is no room for {size:,} bytes of drivers on this ASR disk. {where}")
 
 
+def _reserved(set: AsrSet) -> int:
+    """For this and the next asr.sif, and for a log that is written beside the older one."""
+    return 2 * len(write_sif(set)) + 2 * _LOG_BYTES
+
+
 def _check_room(files: Collection[CarriedFile], device: str, reserved: int) -> None:
     """Raises AsrDiskFull if the files would leave less than so many bytes."""
     if not files:
@@ -254,7 +261,7 @@ def _check_room(files: Collection[CarriedFile], device: str, reserved: int) -> N
         status = os.statvfs(device)
         free, cluster = status.f_bavail * status.f_frsize, status.f_frsize
     else:
-        # mdir's last line; a FAT of 1.44 MB has clusters of 512 bytes, none has larger ones than this.
+        # mdir's last line; a FAT of 1.44 MB has clusters of 512 bytes, hardly any has larger ones than the other.
         words = re.findall(r"([\d ]+) bytes free", run(("mdir", "-i", device, "::/")))
         free = int(words[-1].replace(" ", "")) if words else 0
         cluster = 512 if free <= _FLOPPY_SECTORS * 1024 else 32768

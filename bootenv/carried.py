@@ -25,7 +25,7 @@ from .backup import restore_backup
 from .errors import AsrError, CommandFailed, NoDriver
 from .events import Difference
 from .run import ROOT, STATE, log
-from .sif import CARRIED_PATH, AsrSet, CarriedFile
+from .sif import CARRIED_PATH, AsrSet, CarriedFile, why_not_carried
 from .volumes import find_backup, forget
 
 MACHINE = "var/lib/asr"                # where the files lie on the machine and in its backup, by their paths
@@ -44,6 +44,8 @@ def add(names: Iterable[str]) -> list[str]:
     Either all of them are kept or none. Raises NoDriver, OSError.
     """
     found = [(Path(inside(name)), *_looked_at(Path(inside(name)))) for name in names]
+    older = [file for file in kept() if file.path not in {path for _, path, _ in found}]
+    _check((*older, *(_record(path, source) for source, path, _ in found)))
     for source, path, _ in found:
         goal = _home(path)
         goal.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +72,22 @@ def remove(name: str) -> None:
 
 
 def kept() -> tuple[CarriedFile, ...]:
-    """The records of all that is kept on this machine."""
+    """The records of all that is kept on this machine. Raises NoDriver for what can't go along."""
     top = ROOT / MACHINE / DRIVERS
     paths = sorted(str(path.relative_to(top.parent)) for path in top.rglob("*") if path.is_file())
-    return tuple(CarriedFile(path, _home(path).stat().st_size, _digest(_home(path))) for path in paths
-                 if CARRIED_PATH.fullmatch(path) and not path.endswith(".part"))
+    files = tuple(_record(path, _home(path)) for path in paths if not path.endswith(".part"))
+    _check(files)
+    return files
+
+
+def _record(path: str, file: Path) -> CarriedFile:
+    return CarriedFile(path, file.stat().st_size, _digest(file))
+
+
+def _check(files: Iterable[CarriedFile]) -> None:
+    if why := why_not_carried(files):
+        raise NoDriver(f"The drivers cannot go along with a set: {why}.",
+                       hint=f"Those that are kept lie in /{MACHINE}/{DRIVERS}; asr add-driver --remove takes one away.")
 
 
 def listed() -> list[str]:
@@ -84,7 +97,7 @@ def listed() -> list[str]:
 
 def provider_file(program: Path) -> CarriedFile:
     """The record of a provider's executable."""
-    return CarriedFile(f"{PROVIDERS}/{program.name}", program.stat().st_size, _digest(program))
+    return _record(f"{PROVIDERS}/{program.name}", program)
 
 
 def at_hand(set: AsrSet, program: Path | None = None) -> dict[str, Path]:

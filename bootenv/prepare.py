@@ -376,7 +376,7 @@ def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
         f"Backup      {backup_of(set)}" + (f" on the volume {set.backup.label}" if set.backup.label else ""),
         f"Files       {set.backup.files:,}", f"Bytes       {set.backup.bytes:,} before compression",
         f"Mounted at  {', '.join(mount.point for mount in set.layout.mounts_by_depth())}", "",
-        *(["Drivers and firmware that go along:", *(f"  {file.path}" for file in set.files), ""] if set.files else []),
+        *(["Files that go along:", *(f"  {file.path}" for file in set.files), ""] if set.files else []),
         *([as_text(set.commands)] if set.commands else []),
         as_lines(survey.findings)]
     for heading, differences in (("NOT protected:", survey.left_out), ("NOT as it was, or left out:", unlike)):

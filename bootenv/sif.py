@@ -286,7 +286,8 @@ def _check(set: AsrSet) -> None:
     if set.provider and not (PROVIDER.fullmatch(set.provider.name) and all(
             OPTION.fullmatch(key) and isinstance(value, str) for key, value in set.provider.options.items())):
         raise _damaged("the provider has a name or options that there are not")
-    _check_files(set.files)
+    if why := why_not_carried(set.files):
+        raise _damaged(why)
     for command in set.commands:
         if why := why_wrong(command):
             raise _damaged(f"the command {command.title!r}: {why}")
@@ -297,18 +298,24 @@ def _check(set: AsrSet) -> None:
     _check_mounts(layout)
 
 
-def _check_files(files: tuple[CarriedFile, ...]) -> None:
-    """They become files on a FAT disk, in the memory of the recovery environment and on the target."""
+def why_not_carried(files: Iterable[CarriedFile]) -> str:
+    """Why files can't go along together, a clause; "" if they can.
+
+    They become files on a FAT disk, in the memory of the recovery environment and on the target.
+    """
+    files = list(files)
     for file in files:
         if not CARRIED_PATH.fullmatch(file.path) or len(file.path) > 200 or file.path.count("/") > 8:
-            raise _damaged(f"{file.path!r} is no path of a file that goes along")
+            return f"{file.path!r} is no path of a file that goes along"
         if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
-            raise _damaged(f"the checksum of {file.path} has a wrong form")
+            return f"the checksum of {file.path} has a wrong form"
     if len(files) > _MOST_FILES or sum(file.size for file in files) > _MOST_OF_FILES:
-        raise _damaged("more or larger files go along than can be")
+        return f"more than {_MOST_FILES} files or {_MOST_OF_FILES >> 20} MB go along"
     paths = [file.path.lower() for file in files]          # FAT knows no case
-    if len(paths) != len({*paths}) or any(path.startswith(f"{other}/") for path in paths for other in paths):
-        raise _damaged("two files that go along have the same name")
+    folders = {path.rsplit("/", up)[0] for path in paths for up in range(1, path.count("/") + 1)}
+    if len(paths) != len({*paths}) or folders & {*paths}:
+        return "two files that go along have the same name"
+    return ""
 
 
 def why_wrong(command: Command) -> str:

@@ -108,6 +108,20 @@ def test_what_is_no_driver_is_refused_and_nothing_of_the_rest_is_kept(name, data
     assert carried.kept() == ()
 
 
+def test_what_the_state_file_could_not_say_is_not_kept(machine, tmp_path, monkeypatch):
+    carried.add([put_file(tmp_path / "firmware/a.fw", b"x")])
+    with pytest.raises(NoDriver, match="two files that go along have the same name"):
+        carried.add([put_file(tmp_path / "firmware/A.fw", b"x")])      # FAT knows no case
+    with pytest.raises(NoDriver, match="two files that go along have the same name"):
+        carried.add([put_file(tmp_path / "2/firmware/a.fw/b", b"x")])
+    monkeypatch.setattr("bootenv.sif._MOST_OF_FILES", 2**20)
+    with pytest.raises(NoDriver, match="more than 512 files or 1 MB"):
+        carried.add([put_file(tmp_path / "large.bin", bytes(2**20))])
+    assert [file.path for file in carried.kept()] == ["drivers/firmware/a.fw"]
+    carried.add([put_file(tmp_path / "firmware/a.fw", b"newer")])
+    assert carried.kept()[0].size == 5
+
+
 def test_a_folder_is_no_file(machine, tmp_path):
     with pytest.raises(NoDriver, match="is no file"):
         carried.add([str(tmp_path)])

@@ -18,7 +18,7 @@ import pytest
 
 import bootenv.run
 from bootenv import asr_disk, carried, destinations, prepare, provider, recover, restore, volumes
-from bootenv.asr_disk import AsrDisk, put
+from bootenv.asr_disk import AsrDisk, put, read_asr_disk
 from bootenv.backup import Selection, Source
 from bootenv.destinations import Destination
 from bootenv.errors import AsrDiskFull, BackupNotFound, NoProvider, ProviderFailed
@@ -288,10 +288,21 @@ def test_a_provider_that_is_not_as_recorded_is_not_run(machine, program, tmp_pat
 
 @pytest.mark.disks
 def test_a_disk_without_room_for_the_provider_is_refused(machine, program, tmp_path):
-    program.write_text("#!/bin/sh\n" + "#" * 1_300_000)
+    floppy = str(tmp_path / "floppy.img")
     set = replace(survey_of(program).draft, id=SET.id)
+    list(put(set, floppy, carried.at_hand(set, program)))
+    program.write_text("#!/bin/sh\n" + "#" * 1_100_000)
+    larger = replace(survey_of(program).draft, id=SET.id)
     with pytest.raises(AsrDiskFull):
-        list(put(set, str(tmp_path / "floppy.img"), carried.at_hand(set, program)))
+        list(put(larger, floppy, carried.at_hand(larger, program), agreed=True))
+    assert read_sif(read_asr_disk(floppy)[""]) == set, "the older one is as good as it was"
+    assert carried.gather(AsrDisk(floppy, "disk", set), carried.PROVIDERS) == []
+    program.write_text("#!/bin/sh\n" + "#" * 600_000)     # twice it would not fit
+    for word in ("one", "another"):
+        program.write_text(program.read_text() + word)
+        larger = replace(survey_of(program).draft, id=SET.id)
+        list(put(larger, floppy, carried.at_hand(larger, program), agreed=True))
+    assert carried.gather(AsrDisk(floppy, "disk", larger), carried.PROVIDERS) == []
 
 
 # Where the backup is
