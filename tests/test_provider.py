@@ -414,6 +414,39 @@ def test_words_that_do_not_go_together_are_refused(words, monkeypatch, capsys):
         main(["prepare", *words])
 
 
+# What it is given
+
+JOINED = """
+import sys
+from pathlib import Path
+from bootenv import prepare, run
+from bootenv.backup import Source
+
+top = Path(sys.argv[1])
+run.LOG, prepare._TREE = top / "log", top / "tree"
+with prepare.joined([Source(top / "home's", "home"), Source(top / "anns", "home/ann"), Source(top / "root's")]) as tree:
+    print(sorted(str(path.relative_to(tree)) for path in tree.rglob("*")))
+    for place in ("", "home", "home/ann"):
+        try:
+            (tree / place / "new").touch()
+        except OSError as error:
+            print(error.strerror)
+    sys.exit(len(list(tree.iterdir())))        # whatever happens, they are taken apart
+"""
+
+
+@pytest.mark.disks
+def test_file_systems_are_joined_read_only_as_they_are_mounted(tmp_path):
+    for name in ("root's/etc", "root's/home", "home's/ann", "home's/bob", "anns/letter"):
+        (tmp_path / name).mkdir(parents=True)
+    done = subprocess.run(("unshare", "--mount", sys.executable, "-c", JOINED, tmp_path), capture_output=True,
+                          text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == ("['etc', 'home', 'home/ann', 'home/ann/letter', 'home/bob']\n"
+                           + "Read-only file system\n" * 3)
+    assert (done.returncode, list((tmp_path / "tree").iterdir())) == (2, [])
+    assert (tmp_path / "log").read_text().count("umount --lazy") == 3
+
+
 # Those that ship
 
 @pytest.fixture
