@@ -79,11 +79,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
                          help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
-    command.add_argument("--provider", metavar="NAME", default="",
-                         help="another backup product that makes the backup, at the place that --to names as it is "
-                              "known to that: tar, restic, or an executable in /etc/asr/providers")
-    command.add_argument("--option", metavar="KEY=VALUE", action="append", default=[],
-                         help="for the provider; no secret, since it is written to the ASR disk")
+    _add_provider(command)
     _add_format(command)
     _add_keeping(command)
     _add_patterns(command)
@@ -142,8 +138,9 @@ def _add_schedule(commands: Any) -> None:
     command.add_argument("--to", required=True, metavar="DIR|DEVICE", help="where the backups are written")
     command.add_argument("--disk", required=True, metavar="DEVICE|IMAGE|DIR", help="the ASR disk")
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[], help="a data volume")
+    _add_provider(command)
     _add_keeping(command)
-    command.set_defaults(run=schedule_add)
+    command.set_defaults(run=schedule_add, fail=command.error, include=[])
 
     command = actions.add_parser("list", help="all jobs")
     command.set_defaults(run=schedule_list)
@@ -156,6 +153,14 @@ def _add_schedule(commands: Any) -> None:
     command.set_defaults(run=schedule_ended)
 
 
+def _add_provider(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--provider", metavar="NAME", default="",
+                         help="another backup product that makes the backup, at the place that --to names as it is "
+                              "known to that: tar, restic, or an executable in /etc/asr/providers")
+    command.add_argument("--option", metavar="KEY=VALUE", action="append", default=[],
+                         help="for the provider; no secret, since it is written to the ASR disk")
+
+
 def _add_keeping(command: argparse.ArgumentParser) -> None:
     command.add_argument("--keep", type=int, default=0, metavar="N",
                          help="then remove this computer's older backups there, but keep the N newest")
@@ -165,9 +170,11 @@ def _add_keeping(command: argparse.ArgumentParser) -> None:
 def schedule_add(arguments: argparse.Namespace) -> int:
     from bootenv import schedule
 
+    _provider(arguments)               # a mistake in it is better known now
     _need_root("Scheduling a job")
     job = schedule.Job(arguments.name, arguments.when, schedule.lasting(arguments.to), schedule.lasting(arguments.disk),
-                       arguments.keep, arguments.keep_days, tuple(arguments.add))
+                       arguments.keep, arguments.keep_days, tuple(arguments.add), arguments.provider,
+                       tuple(arguments.option))
     schedule.add_job(job)
     _print_job(job)
     return 0
@@ -189,7 +196,7 @@ def _print_job(job: "Job") -> None:
 
     form, due = schedule.normalized(job.when)
     print(f"{job.name}: {schedule.in_words(form)}, next {due}", f"    to {job.to}, ASR disk {job.disk}",
-          f"    keeps {job.kept}", sep="\n")
+          f"    by {job.provider}" if job.provider else f"    keeps {job.kept}", sep="\n")
 
 
 def schedule_remove(arguments: argparse.Namespace) -> int:
