@@ -1,7 +1,8 @@
 """Can this machine be brought back? A verdict for each of its devices and file systems, before any disaster."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from .bootloader import readable_mounts
 from .filesystems import MAKERS
@@ -127,10 +128,11 @@ def data_volumes(everything: Layout, layout: Layout) -> tuple[Mount, ...]:
                  if mount.point not in ours and _makeable(everything.filesystem(mount.filesystem)))
 
 
-def check(everything: Layout, mounted: Iterable[Mounted], also: Collection[str] = ()) -> tuple[Finding, ...]:
+def check(everything: Layout, mounted: Iterable[Mounted], also: Collection[str] = (),
+          named: Mapping[str, Collection[str]] = MappingProxyType({})) -> tuple[Finding, ...]:
     """A line for each device and file system of the critical disks, then for what is mounted from elsewhere.
 
-    also: see critical_part().
+    also: see critical_part(). named: see probe.kernel_names().
     """
     layout = critical_part(everything, also)
     mounted = list(mounted)
@@ -144,6 +146,9 @@ def check(everything: Layout, mounted: Iterable[Mounted], also: Collection[str] 
         *(Finding(s.path, "[btrfs subvolume]", LOSS, "It is not mounted: it will be recreated empty.")
           for s in layout.subvolumes if (s.filesystem, s.path) in kept and not layout.mount_with(s)),
         *_elsewhere(layout, mounted),
+        *(Finding(path, f"names {', '.join(devices)}",
+                  why="Other disks may have that name after a recovery: a UUID would be right in any case.")
+          for path, devices in named.items()),
     )
 
 

@@ -28,7 +28,7 @@ from .exclude import LISTED, Excluding
 from .layout import Layout, Mount, human
 from .media import record_verified
 from .plan import plan
-from .probe import mount_table, os_release, probe
+from .probe import kernel_names, mount_table, os_release, probe
 from .provider import SHIPPED, back_up, find_provider, make_plan
 from .run import ROOT, STATE, log, run
 from .sif import AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
@@ -92,7 +92,7 @@ def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: S
     if unknown := {*add} - {volume.point for volume in more}:
         raise Unsupported(f"{min(unknown)} is no data volume that can be added.",
                           hint=f"These can be: {', '.join(v.point for v in more) or 'there are none'}.")
-    findings = check(everything, mounted, add)
+    findings = check(everything, mounted, add, kernel_names())
     if bad := next((f for f in findings if f.verdict == NOT_RECOVERABLE), None):
         raise Unsupported(f"{bad.device}: {bad.why}", hint="asr check lists what keeps this computer from recovery.")
     layout = recoverable_part(critical_part(everything, add))

@@ -541,6 +541,21 @@ def parse_crypttab(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
             yield words[1].replace('"', ""), (words[0], key)
 
 
+def kernel_names() -> dict[str, tuple[str, ...]]:
+    """The devices that files of the machine's start know by the kernel's names for them, which may change."""
+    found = {
+        "/etc/fstab": [source for source, _, _ in parse_fstab(_file("etc/fstab"))],
+        "/etc/crypttab": [source for _, (source, _) in parse_crypttab(_file("etc/crypttab"))],
+        "/proc/cmdline": [word.partition("=")[2] for word in _file("proc/cmdline").split()
+                          if word.startswith(("root=", "resume="))],
+    }
+    return {path: names for path, devices in found.items()
+            if (names := tuple(device for device in devices if _KERNEL_NAME.fullmatch(device)))}
+
+
+_KERNEL_NAME = re.compile(r"/dev/((sd|vd|xvd|hd)[a-z]+\d*|(nvme\d+n|mmcblk)\d+(p\d+)?|dm-\d+)")
+
+
 def parse_swap_files(text: str, root: str = "/") -> Iterator[SwapFile]:
     """The files among what swapon --show has, each with the first page that it does not count."""
     for line in text.splitlines():

@@ -435,10 +435,10 @@ def check(arguments: argparse.Namespace) -> int:
         return drift(arguments)
     from bootenv.check import VERDICTS, as_lines, verdict
     from bootenv.check import check as findings_of
-    from bootenv.probe import mount_table, probe
+    from bootenv.probe import kernel_names, mount_table, probe
 
     _need_root("Looking at this computer's disks")
-    findings = findings_of(probe(), mount_table())
+    findings = findings_of(probe(), mount_table(), named=kernel_names())
     worst = verdict(findings)
     if arguments.json:
         print(json.dumps({"verdict": worst, "findings": [asdict(finding) for finding in findings]}, indent=1))

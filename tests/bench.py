@@ -80,6 +80,7 @@ def make_sets(place: Path, names: list[str], scale: float, tree: Path) -> dict[s
     makers = {"system": lambda at: copy_system(tree, at), "small": lambda at: many_small(at, int(200_000 * scale)),
               "large": lambda at: few_large(at, int(2 * 2**30 * scale))}
     sets = {}
+    place.mkdir(parents=True, exist_ok=True)
     for name in names:
         sets[name] = place / name
         makers[name](place / name)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import bootenv.probe
 from bootenv.check import (
     LOSS,
     NOT_RECOVERABLE,
@@ -16,8 +17,8 @@ from bootenv.check import (
     data_volumes,
     verdict,
 )
-from bootenv.layout import Disk, Filesystem, Mount, Partition
-from bootenv.probe import Mounted, probe
+from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
+from bootenv.probe import Mounted, kernel_names, probe
 from console.__main__ import main
 from tests.conftest import MACHINES
 from tests.record import replayed
@@ -66,6 +67,28 @@ def test_a_data_volume_brings_its_whole_disk_and_only_if_it_is_asked_for():
     assert [f.verdict for f in check(everything, mounted, ("/srv/data",)) if f.device == "/srv/data"] == []
     # What else is on that disk comes with it, and this can't be made again.
     assert verdict(check(everything, mounted, ("/srv/data",))) == NOT_RECOVERABLE
+
+
+FSTAB = """\
+# /dev/sdb1 /old ext4
+/dev/sda1 / ext4
+UUID=x /home ext4
+/dev/mapper/vg-a /a xfs
+/dev/nvme0n1p2 none swap
+/dev/sr0 /cd iso9660
+"""
+
+
+def test_a_name_that_may_be_another_disks_after_a_recovery_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(bootenv.probe, "ROOT", tmp_path)
+    for path, text in {"etc/fstab": FSTAB, "etc/crypttab": "open UUID=x none\n",
+                       "proc/cmdline": "quiet root=/dev/sda1 resume=LABEL=x"}.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    findings = check(Layout(), (), named=kernel_names())
+    assert [(f.device, f.what, f.verdict) for f in findings] == [
+        ("/etc/fstab", "names /dev/sda1, /dev/nvme0n1p2", RECOVERABLE),
+        ("/proc/cmdline", "names /dev/sda1", RECOVERABLE)]
 
 
 def test_the_worst_finding_decides():

@@ -94,7 +94,7 @@ def test_both_consoles_come_to_the_prompt_within_512_mib_and_without_a_disk(firm
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("monitor", [(800, 600), (1280, 800), (1920, 1080)])
+@pytest.mark.parametrize("monitor", [(800, 600), (1280, 800), (1920, 1080), (3840, 2160)])
 def test_the_screen_fills_the_monitor(monitor, iso, tmp_path):
     with boot(Machine(cdrom=iso, firmware="uefi", monitor=monitor), tmp_path / "machine") as guest:
         guest.wait_for_text(PROMPT, MINUTES)
