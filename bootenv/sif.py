@@ -137,7 +137,7 @@ class AsrSet:
 def backup_of(set: AsrSet) -> str:
     """Where a set's backup was written, and by what, for people."""
     if set.provider:
-        return f"{set.backup.place} (by {set.provider.name})"
+        return f"{set.backup.place} ({set.backup.name}, by {set.provider.name})"
     return f"{set.backup.place.rstrip('/')}/{set.backup.name}"
 
 

@@ -215,7 +215,7 @@ def test_only_what_the_provider_says_it_compared_counts_as_verified(machine, pro
     assert differences(events) == [Difference("etc/locked", "It is locked.")]
     report = (machine / prepare.report_of(set)).read_text()
     assert report.endswith("pages has made the backup, and says that it was read back and matches.\n")
-    assert f"Backup      {tmp_path}/place (by pages)" in report
+    assert f"Backup      {tmp_path}/place (host-20260314, by pages)" in report
     _, set = prepared(survey_of(program), place_in(tmp_path, "later"))
     assert (machine / prepare.report_of(set)).read_text().endswith("pages has made the backup.\n")
 
@@ -397,7 +397,7 @@ def test_the_command_says_what_is_known_of_the_backup(machine, program, tmp_path
     assert asked["provider"] == ProviderReference("pages", OPTIONS)
     said = capsys.readouterr().out
     assert f"pages: it will be {tmp_path}/place/host-20260314\n" in said
-    assert f"Backup: {tmp_path}/place (by pages)\n" in said
+    assert f"Backup: {tmp_path}/place (host-20260314, by pages)\n" in said
     assert "NOT as it was: backup: The provider pages does not say that it has read the backup back" in said
     assert said.endswith("The ASR disk was read back and matches.\n")
     assert (tmp_path / "disk/providers/pages").read_text() == FROM_THE_PAGE
