@@ -493,7 +493,7 @@ Maintainer: Automated System Recovery <asr@localhost>
 Section: admin
 Priority: optional
 Depends: {depends}
-Suggests: sudo, lvm2, mdadm, cryptsetup-bin, xfsprogs, btrfs-progs, qemu-system-x86
+Suggests: sudo, zstd, restic, lvm2, mdadm, cryptsetup-bin, xfsprogs, btrfs-progs, qemu-system-x86
 Description: Automated System Recovery
  Prepares this computer for its recovery: a backup, and an ASR disk that belongs to it. After a disaster, the
  recovery medium makes the disks as they were and restores the files.

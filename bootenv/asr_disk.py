@@ -1,8 +1,8 @@
 """Write, find and read the ASR disk: a floppy, a floppy image, a USB stick or a folder with asr.sif in its root.
 
 A disk may carry the sets of several machines: the first one's asr.sif is in the root, each further one's in a folder
-of its own. FAT is mtools' business (https://www.gnu.org/software/mtools/manual/mtools.html): it reads and writes a
-device or an image without mounting it.
+of its own. Beside it are the drivers that go along with the set, if they fit. FAT is mtools' business
+(https://www.gnu.org/software/mtools/manual/mtools.html): it reads and writes a device or an image without mounting it.
 """
 
 import errno
@@ -10,9 +10,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .backup import read_first
 from .errors import (
@@ -27,9 +28,9 @@ from .errors import (
     NoAsrDisk,
     OtherSet,
 )
-from .events import Event, Progress
+from .events import Difference, Event, Progress
 from .run import LOG, ROOT, log, run
-from .sif import AsrSet, read_sif, write_sif
+from .sif import AsrSet, CarriedFile, read_sif, write_sif
 
 SIF = "asr.sif"
 _NEW = "asr.new"                       # asr.sif until it is whole
@@ -118,8 +119,14 @@ def _content(place: str) -> Content:
             run(("mcopy", "-n", "-i", place, f"::/{path}", f"{folder}/{SIF}"))
             sifs[path.rpartition("/")[0]] = (Path(folder) / SIF).read_bytes()
             (Path(folder) / SIF).unlink()
-    own = {SIF, _NEW, LOG.name}
+    own = {SIF, _NEW, LOG.name} | _carried_by(sifs.get("", b""))
     return Content(sifs, tuple(name for name in names if name.lower() not in own and name.rstrip("/") not in sifs))
+
+
+def _carried_by(sif: bytes) -> frozenset[str]:
+    """The folders in the root that a set put there, as mdir names them."""
+    other = _readable(sif)
+    return frozenset(f"{file.path.partition('/')[0]}/" for file in other.files) if other else frozenset()
 
 
 def _names(listing: str) -> list[str]:
@@ -152,41 +159,52 @@ def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = 
     agreed: a person knows what is on the disk, all of which stays but an older set of this computer. format: a disk
     without a file system will be given one. Raises AsrDiskUnwritable, AsrDiskUnformatted, AsrDiskNotBlank.
     """
+    return _looked_at(set, place, agreed, format)[0]
+
+
+def _looked_at(set: AsrSet, place: str, agreed: bool, format: bool) -> tuple[str, Content]:
+    """See check_disk(); also what is there now."""
     device = filesystem_of(place)
     if not os.path.exists(device):
         if place.startswith("/dev/"):          # a file of that name would lie in memory
             raise AsrDiskUnwritable(f"There is no device {place}.", hint="Connect the drive, or name another place.")
         if not Path(device).parent.is_dir():
             raise AsrDiskUnwritable(f"There is no folder {Path(place).parent}.", hint="Name a folder that is there.")
-        return ""
+        return "", Content({})
     _check_drive(place, device)
     try:
         content = _content(device)
     except CommandFailed as error:
         unreadable = _why_unreadable(place, device, error)
         if isinstance(unreadable, AsrDiskUnformatted) and format:
-            return ""
+            return "", Content({})
         raise unreadable from None
     found = " ".join(_said(content, set))
     if found and not agreed:
         raise AsrDiskNotBlank(f"{place} is not blank. {found}",
                               hint="Insert another disk, or use this one all the same.")
-    return folder_for(content.sifs, set)
+    return folder_for(content.sifs, set), content
 
 
-def put(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> Iterator[Event]:
+def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agreed: bool = False,
+        format: bool = False) -> Iterator[Event]:
     """Writes a set's ASR disk and compares what it then holds; agreed, format: see check_disk().
 
+    files: those of the set's that are at hand, by their paths; the ones that don't get onto the disk are Differences.
     The older asr.sif goes when the new one is whole on the disk. Raises the AsrDisk… errors.
     """
     yield Progress(f"Looking at {place}", 0, 3, SIF)
     sif = write_sif(set)
-    folder = check_disk(set, place, agreed=agreed, format=format)
+    folder, content = _looked_at(set, place, agreed, format)
     device = filesystem_of(place)
     if not os.path.exists(device):
         make_image(device)
     elif format:
         format_disk(device)
+    older = _readable(content.sifs.get(folder, b""))
+    # Without its provider a set is of no use: that is known before the older one goes, which takes its files with it.
+    _check_room([file for file in set.files if file.path.startswith("providers/")], device,
+                _reserved(set) - sum(file.size for file in (older.files if older else ())))
     yield Progress(f"Writing {place}", 1, 3, SIF)
     write_asr_disk(device, {SIF: sif}, folder)
     write_log(device, folder)
@@ -199,7 +217,78 @@ def put(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) 
         raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
                                 hint="The disk is worn out: insert another one.",
                                 untouched="The backup is not affected; no ASR disk was made.")
+    remove_files(device, folder, {file.path for found in (older, set) if found for file in found.files})
+    yield from _put_files(set, device, folder, files or {})
     yield Progress(f"{place} matches", 3, 3)
+
+
+def _put_files(set: AsrSet, device: str, folder: str, files: Mapping[str, Path]) -> Iterator[Event]:
+    """What goes along, beside the set's asr.sif. Raises AsrDiskFull for a provider, without which nothing is restored.
+    """
+    for kind in ("providers", "drivers"):
+        wanted = [file for file in set.files if file.path.startswith(f"{kind}/")]
+        lacking = [file.path for file in wanted if file.path not in files]
+        if lacking:
+            yield Difference(kind, f"{len(lacking)} of {len(wanted)} are not at hand as they were recorded, so none is "
+                                   "on this ASR disk." + ("" if set.provider else " They are in the backup."))
+            continue
+        try:
+            _check_room(wanted, device, _reserved(set))
+            for file in wanted:
+                yield Progress(f"Writing {device}", 2, 3, file.path)
+                path = PurePosixPath(folder, file.path)
+                write_asr_disk(device, {path.name: files[file.path].read_bytes()}, str(path.parent))
+        except AsrDiskFull:
+            remove_files(device, folder, {file.path for file in wanted})
+            if kind == "providers":
+                raise
+            where = ("Setup cannot look for them in another product's backup: take a larger disk." if set.provider else
+                     "They are in the backup only: it must be connected when Setup looks at the disks.")
+            size = sum(file.size for file in wanted)
+            yield Difference(kind, f"There is no room for {size:,} bytes of drivers on this ASR disk. {where}")
+
+
+def _reserved(set: AsrSet) -> int:
+    """For this and the next asr.sif, and for a log that is written beside the older one."""
+    return 2 * len(write_sif(set)) + 2 * _LOG_BYTES
+
+
+def _check_room(files: Collection[CarriedFile], device: str, reserved: int) -> None:
+    """Raises AsrDiskFull if the files would leave less than so many bytes."""
+    if not files:
+        return
+    if os.path.isdir(device):
+        status = os.statvfs(device)
+        free, cluster = status.f_bavail * status.f_frsize, status.f_frsize
+    else:
+        # mdir's last line; a FAT of 1.44 MB has clusters of 512 bytes, hardly any has larger ones than the other.
+        words = re.findall(r"([\d ]+) bytes free", run(("mdir", "-i", device, "::/")))
+        free = int(words[-1].replace(" ", "")) if words else 0
+        cluster = 512 if free <= _FLOPPY_SECTORS * 1024 else 32768
+    needed = sum(-(-file.size // cluster) * cluster for file in files)
+    if needed + reserved > free:
+        raise AsrDiskFull(f"{needed + reserved:,} bytes are needed on {device}; {free:,} are free.",
+                          hint="Use a larger disk, such as a USB stick.")
+
+
+def remove_files(device: str, folder: str, paths: Iterable[str]) -> None:
+    """Takes files away that are beside an asr.sif, by their paths; those that are not there are no error."""
+    for path in sorted(paths):
+        if os.path.isdir(device):
+            with suppress(OSError):
+                Path(device, folder, path).unlink()
+        else:
+            run(("mdel", "-i", device, f"::/{PurePosixPath(folder, path)}"), check=False)
+
+
+def read_file(device: str, path: str, goal: Path, size: int) -> None:
+    """Copies a file of an ASR disk, at most one byte more than `size`. Raises CommandFailed, OSError."""
+    if os.path.isdir(device):
+        with Path(device, path).open("rb") as file:
+            goal.write_bytes(file.read(size + 1))
+        return
+    # A damaged disk may call any file endless. One that isn't there is empty.
+    run(("sh", "-c", 'mtype -i "$1" "$2" | head -c "$3" >"$4"', "sh", device, f"::/{path}", str(size + 1), str(goal)))
 
 
 def write_log(device: str, folder: str = "") -> None:
@@ -323,8 +412,9 @@ def write_asr_disk(device: str, files: Mapping[str, bytes], folder: str = "") ->
         return
     inside_disk = f"::/{folder}/" if folder else "::/"
     with tempfile.TemporaryDirectory(prefix="asr-") as temporary:
-        if folder:
-            run(("mmd", "-D", "s", "-i", device, f"::/{folder}"), check=False)     # s: skip it if it is there
+        inner = PurePosixPath(folder)
+        for above in (path for path in (*reversed(inner.parents), inner) if path.name):
+            run(("mmd", "-D", "s", "-i", device, f"::/{above}"), check=False)      # s: skip it if it is there
         for name, data in files.items():
             (Path(temporary) / name).write_bytes(data)
             try:
@@ -410,7 +500,7 @@ def filesystem_of(place: str) -> str:
 def _write_file(path: Path, data: bytes) -> None:
     new = path.with_name(_NEW)
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with new.open("wb") as file:
             file.write(data)
             file.flush()

@@ -1,6 +1,7 @@
 """What the firmware starts: GRUB for the minimal OS, then the recovered system's own loader and initramfs."""
 
 import base64
+import filecmp
 import os
 import re
 import shutil
@@ -50,6 +51,7 @@ linux /{folder}/vmlinuz {arguments}
 initrd /{folder}/initrd.img
 boot
 """
+_OWN_CONFIG = _MINIMAL_CONFIG.encode().partition(b"\n")[0]
 _FIND_BIOS = """\
 search --no-floppy --fs-uuid --set=root {uuid}
 if serial --unit=0 --speed=115200; then
@@ -345,6 +347,24 @@ def remove_minimal(set: AsrSet, layout: Layout, target: Path, in_backup: InBacku
     # bootenv/image/end reads it.
     (STATE / "remove-on-exit").write_text(
         "\n".join((layout.path(filesystem.device), filesystem.type, options, RECOVERY)) + "\n")
+
+
+def left_by_minimal(layout: Layout, target: Path) -> InBackup:
+    """For a backup whose list is not known: what is not, byte for byte, the minimal OS's own, counts as the backup's.
+
+    If the system had the same loader as its fallback, it gets a new copy of that.
+    """
+    own = {f"{mount.point.rstrip('/')}/{name}": LIVE / source
+           for mount in esp_mounts(layout) for name, source in _ESP_FILES.items()}
+
+    def in_backup(path: str) -> bool:
+        file = target / path.lstrip("/")
+        if path in own:
+            return file.is_file() and not filecmp.cmp(file, own[path], shallow=False)
+        # Its kernel and initramfs lie in a folder of its own; of other folders only an empty one is removed.
+        return path.endswith(f"/{_ESP_CONFIG}") and file.is_file() and not file.read_bytes().startswith(_OWN_CONFIG)
+
+    return in_backup
 
 
 def _remove(target: Path, path: str, top: str, in_backup: InBackup) -> None:

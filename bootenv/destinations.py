@@ -21,6 +21,7 @@ from .sif import AsrSet, BackupReference
 from .volumes import Volume
 
 SUFFIX = ".tar.zst"
+SPLIT = "This FAT volume holds files of up to 4 GB; a larger backup is split into numbered files."
 POINT = STATE / "destination"          # where a volume that was not mounted is, as long as it is needed
 _KINDS = ("disk", "part", "rom")       # of devices that the recovery medium mounts by itself
 _TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "f2fs")
@@ -61,6 +62,7 @@ class Destination:
     warnings: tuple[str, ...] = ()
     device: str = ""           # of a volume that is mounted only as long as it is needed
     speed: int = 0             # bytes per second that it took; 0: not measured
+    notes: tuple[str, ...] = ()        # what a provider says of it
 
 
 def backup_size(used: int) -> int:
@@ -270,7 +272,7 @@ def _warnings(place: str, volume: dict[str, str], free: int, used: int) -> Itera
         yield (f"{human(free)} are free; the files to back up have {human(used)} before compression. If it runs full, "
                "no set is made.")
     if volume["fstype"] == "vfat" and backup_size(used) > _VFAT_FILE:
-        yield "This FAT volume holds files of up to 4 GB; a larger backup is split into numbered files."
+        yield SPLIT
     if not volume["source"].startswith("/dev/"):
         yield (f"{place} is on the network ({volume['fstype']}), which is not there by itself at recovery: it must be "
                "mounted by hand then.")

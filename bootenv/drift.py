@@ -6,8 +6,10 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
+from .carried import DRIVERS, kept
 from .check import critical_part, recoverable_part
-from .errors import NoAsrDisk
+from .commands import LIST, read_commands
+from .errors import BadCommands, NoAsrDisk
 from .events import Difference
 from .layout import Layout, human
 from .probe import probe
@@ -54,6 +56,7 @@ def find_drift(max_age: timedelta) -> tuple[Difference, ...]:
     return (*layout_drift(set.layout, current_part(everything, set.layout)),
             *kernel_drift(set, running_kernel()),
             *package_drift(recorded_packages(set), installed_packages()),
+            *carried_drift(set),
             *age_drift(set.created, now(), max_age))
 
 
@@ -143,6 +146,19 @@ def package_drift(then: Mapping[str, str], today: Mapping[str, str]) -> Iterator
         if rest:
             more = f" and {len(rest) - _NAMED} more" if len(rest) > _NAMED else ""
             yield Difference("packages", f"{word} since: {', '.join(rest[:_NAMED])}{more}")
+
+
+def carried_drift(set: AsrSet) -> Iterator[Difference]:
+    """Drivers and commands that go along with a set, and that a new one would have otherwise."""
+    if {file for file in set.files if file.path.startswith(f"{DRIVERS}/")} != {*kept()}:
+        yield Difference("drivers", "Those that asr add-driver keeps are not those that the set has.")
+    try:
+        changed = set.commands != read_commands()
+    except BadCommands as error:
+        yield Difference("commands", error.message)
+    else:
+        if changed:
+            yield Difference("commands", f"/{LIST} is not what it was when the set was made.")
 
 
 def _matters(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Drivers and firmware from a second disk (F6): loaded now, and carried into the minimal OS.
+"""Drivers and firmware from a second disk (F6), or of the set: loaded now, and carried into the minimal OS.
 
 On the disk they lie at its top or in a folder `drivers`: kernel modules (.ko, also compressed), Debian packages, and
 firmware in a folder `firmware`, by the names that the kernel asks for.
@@ -55,6 +55,12 @@ def load_drivers() -> list[Loaded]:
     return _in_use(taken)
 
 
+def load_from(folder: Path) -> list[Loaded]:
+    """The same from one folder; nothing of use in it is no error."""
+    taken = list(_from_folder(folder))
+    return _in_use(taken) if taken else []
+
+
 def _from_folder(folder: Path) -> Iterator[Loaded]:
     files = sorted(folder.iterdir())
     yield from _modules(files)
@@ -93,8 +99,13 @@ def _modules(paths: Iterable[Path]) -> Iterator[Loaded]:
         shutil.copyfile(path, goal)
         if packed:
             # busybox, which loads it in the minimal OS, knows fewer compressions.
-            run((UNPACK[packed], "--decompress", "--force", "--quiet", str(goal)))
-            goal.unlink(missing_ok=True)
+            try:
+                run((UNPACK[packed], "--decompress", "--force", "--quiet", str(goal)))
+            except CommandFailed as error:
+                yield Loaded(name, str(error))
+                continue
+            finally:
+                goal.unlink(missing_ok=True)
         yield Loaded(name)
 
 
@@ -122,7 +133,7 @@ def _in_use(taken: list[Loaded]) -> list[Loaded]:
                 why = "Secure Boot is on, and it is not signed with a key that this computer trusts."
                 file = Loaded(file.name, why if _REJECTED in str(error) else str(error))
         result.append(file)
-        log(f"Driver disk: {file.name}: {file.trouble or 'in use'}")
+        log(f"Driver: {file.name}: {file.trouble or 'in use'}")
     _probe_again()
     _settle()
     return result

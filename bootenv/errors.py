@@ -237,6 +237,57 @@ class WorkerFailed(AsrError):
     untouched = ""
 
 
+# What goes along with a set
+
+class NoDriver(AsrError):
+    number = 40
+    title = "That is no driver or firmware that can go along with a set."
+    cause = ("asr add-driver takes kernel modules (.ko, also compressed), Debian packages and firmware: what boot "
+             "recovery can load. It looks into each file, not only at its name.")
+    remedy = ("Name the files themselves. Firmware keeps its path below a folder named firmware, since the kernel asks "
+              "for it by that: asr add-driver /usr/lib/firmware/rtl_nic/rtl8168h-2.fw")
+    untouched = "No driver was added or removed."
+
+
+class BadCommands(AsrError):
+    number = 41
+    title = "The list of commands cannot be used."
+    cause = ("/etc/asr/commands.toml says what recovery runs before and after the restore. A mistake in it is better "
+             "known now than then.")
+    remedy = ("Put right what the message names. Each [[commands]] has a title, argv (a list of words), when (before, "
+              "after), and may have where (recovery, system) and critical (true, false).")
+    untouched = "No backup was begun; the last ASR set is as good as it was."
+
+
+class CriticalCommandFailed(AsrError):
+    number = 42
+    title = "A critical command of the set failed."
+    cause = ("The set has a command without which its maker does not call the computer recovered. It ended with an "
+             "error.")
+    remedy = ("Read the log (D): it has what the command said. Put that right, then press ENTER to restore again; the "
+              "commands run again, too.")
+    untouched = "Files may have been restored already."
+
+
+class NoProvider(AsrError):
+    number = 43
+    title = "The provider is not there."
+    cause = ("The set's backup is another product's business. The executable that speaks for it is looked for in "
+             "/etc/asr/providers, in /usr/lib/asr/providers and among those that ship; in recovery, on the ASR disk.")
+    remedy = ("Install it, and see to it that it is executable and belongs to root. If the ASR disk does not have it, "
+              "make one on the computer that does: asr make-disk.")
+
+
+class ProviderFailed(AsrError):
+    number = 44
+    title = "The other backup product has failed."
+    cause = ("The set's backup is made and restored by a provider, which has ended with an error. The message has its "
+             "last words, the log has all of them.")
+    remedy = ("See whether the place of the backup can be reached, and whether the recovery medium has the programs "
+              "that the provider calls. Then try again.")
+    untouched = "No ASR set was made; in recovery, files may have been restored already."
+
+
 # Rehearsals
 
 class RehearsalFailed(AsrError):

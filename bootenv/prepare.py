@@ -3,21 +3,23 @@
 import fcntl
 import glob
 import os
+import re
 import shutil
 import socket
 import stat
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import asr_disk, backup
+from . import asr_disk, backup, carried
 from .asr_disk import Drive, drives, inside, put
 from .backup import Selection, Source, read_first, verify_backup, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
-from .destinations import Destination, Place, at, files_of, on_critical_disk, places, refused, volume_of
+from .commands import as_text, read_commands
+from .destinations import SPLIT, SUFFIX, Destination, Place, at, files_of, on_critical_disk, places, refused, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
 from .errors import Busy, DamagedBackup, NeedsRoot, Unsupported
@@ -27,12 +29,19 @@ from .layout import Layout, Mount, human
 from .media import record_verified
 from .plan import plan
 from .probe import kernel_names, mount_table, os_release, probe
+from .provider import SHIPPED, back_up, find_provider, make_plan
 from .run import ROOT, STATE, log, run
-from .sif import AsrSet, new_id, now, write_sif
+from .sif import AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
 from .snapshot import held_still
 
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
 _SOURCES = STATE / "sources"
+_TREE = STATE / "tree"                 # all of them in one, for a provider
+_HEADER_LOST = ("Recovery gives it a new header with a new passphrase: it cannot take the old one, with its key slots, "
+                "from another product's backup.")
+_ELSEWHERE = ("{place} is not looked into here. It must be within reach at recovery, whose network may have to be set "
+              "up by hand.")
+_NOT_COMPARED = "The provider {name} does not say that it has read the backup back: whether that is whole is not known."
 REPORTS = "var/lib/asr/reports"        # what is in each set that was made here, and what is not
 
 
@@ -61,14 +70,19 @@ class Survey:
     @property
     def excluding(self) -> Excluding:
         exclude = (*_excluded(self.draft.layout), *LISTED, *self.exclude)
-        return {"exclude": exclude, "include": self.include, "caches": False}
+        # The drivers of the set must be in it, whatever was asked for.
+        files = tuple(glob.escape(f"{carried.MACHINE}/{file.path}") for file in self.draft.files
+                      if file.path.startswith(f"{carried.DRIVERS}/"))
+        return {"exclude": exclude, "include": (*self.include, *files), "caches": False}
 
 
-def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: Sequence[str] = ()) -> Survey:
+def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: Sequence[str] = (),
+           provider: ProviderReference | None = None) -> Survey:
     """Looks at the machine.
 
     add: mount points of data volumes that are to be in the set; their disks are then recovered like the system's.
-    exclude, include: patterns of the user. Raises NeedsRoot, and Unsupported for what can't be recovered.
+    exclude, include: patterns of the user. provider: whose backup it will be, if it isn't ours. Raises NeedsRoot,
+    Unsupported for what can't be recovered, BadCommands, NoProvider.
     """
     if os.geteuid():
         raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
@@ -92,10 +106,14 @@ def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: S
         id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
         kernel=os.uname().release, architecture=os.uname().machine, firmware=firmware,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), layout=layout, loader=loader,
+        provider=provider, files=carried.kept(), commands=read_commands(),
     )
+    if provider and (program := find_provider(provider.name)).parent != SHIPPED:
+        draft = replace(draft, files=(*draft.files, carried.provider_file(program)))
     used = sum({mount.filesystem: _used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts}.values())
     losses = (Difference(f.device, f.why) for f in findings if f.verdict == LOSS)
-    return Survey(draft, (*losses, *hidden(layout)), used, findings, more,
+    lost = (Difference(c.name or c.id, _HEADER_LOST) for c in layout.containers if provider)
+    return Survey(draft, (*losses, *lost, *hidden(layout)), used, findings, more,
                   (*_left_out_snapshots(everything, layout), *exclude), tuple(include))
 
 
@@ -183,8 +201,31 @@ def find_places(survey: Survey) -> tuple[Place, ...]:
 
 
 def destination(survey: Survey, place: str, name: str = "") -> Destination:
-    """A place that the user named, checked and measured. Raises DestinationRefused."""
+    """A place that the user named, checked and measured. Raises DestinationRefused, ProviderFailed."""
+    if survey.draft.provider:
+        return _provider_destination(survey, survey.draft.provider, place, name)
     return at_place(survey.draft, survey.used, place, name)
+
+
+def _provider_destination(survey: Survey, provider: ProviderReference, place: str, name: str) -> Destination:
+    """A folder of ours is looked at as for our own backup; what is elsewhere, by the provider alone."""
+    if re.match(r"[^/]+:", place):
+        name = name or f"{survey.draft.host}-{survey.draft.created:%Y%m%d-%H%M}"
+        found = Destination(Path(), BackupReference(name=name, place=place), 0, (_ELSEWHERE.format(place=place),))
+    else:
+        # How much it will write, it knows: it may have most of the files already.
+        found = at_place(survey.draft, 0, place, name)
+        found = replace(found, warnings=tuple(warning for warning in found.warnings if warning != SPLIT),
+                        reference=replace(found.reference, name=found.reference.name.removesuffix(SUFFIX)))
+    set = replace(survey.draft, id=new_id(), backup=replace(found.reference, bytes=survey.used))
+    with at(found):
+        notes = make_plan(find_provider(provider.name), set, "backup", provider_place(found)).notes
+    return replace(found, notes=notes)
+
+
+def provider_place(destination: Destination) -> str:
+    """What a provider is told of where to write."""
+    return str(destination.path.parent) if destination.path.name else destination.reference.place
 
 
 def select(survey: Survey) -> Generator[Event, None, Selection]:
@@ -204,14 +245,18 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     repair.parent.mkdir(parents=True, exist_ok=True)
     unlike: list[Difference] = []
     with alone(), at(destination), _recorded_packages(set):
-        for event in _written(survey, set, destination.path, selection, sif):
-            if isinstance(event, Difference):
-                log(f"DIFFERENCE {event.what}: {event.why}")
-                unlike.append(event)
-            yield event
-        yield from _read_back(destination.path, sif)
+        work = _provided(survey, set, destination, sif) if set.provider else _written(
+            survey, set, destination.path, selection, sif)
+        with closing(work):                # it cleans up before its destination is gone
+            for event in work:
+                if isinstance(event, Difference):
+                    log(f"DIFFERENCE {event.what}: {event.why}")
+                    unlike.append(event)
+                yield event
+        if not set.provider:
+            yield from _read_back(destination.path, sif)
+            record_verified(set.id, 0)
     _keep(repair, sif)
-    record_verified(set.id, 0)
     notice("drift", "")
     _keep(ROOT / report_of(set), _report(set, survey, unlike).encode(errors="surrogateescape"))
     return set
@@ -245,11 +290,54 @@ def _recorded_packages(set: AsrSet) -> Iterator[None]:
             other.unlink()
 
 
-def _written(survey: Survey, set: AsrSet, path: Path, selection: Selection, sif: bytes) -> Iterator[Event]:
+def _written(survey: Survey, set: AsrSet, path: Path, selection: Selection, sif: bytes
+             ) -> Generator[Event, None, None]:
     unlike: list[Difference] = []
     with saved_headers(set.layout), sources(set.layout) as live, held_still(live, unlike) as found:
         yield from write_backup(path, found, (REPAIR, sif), selection=selection, **survey.excluding)
     yield from unlike
+
+
+def _provided(survey: Survey, set: AsrSet, destination: Destination, sif: bytes) -> Generator[Event, None, None]:
+    """The same by another product."""
+    assert set.provider
+    unlike: list[Difference] = []
+    swaps = [glob.escape(swap.path.lstrip("/")) for swap in set.layout.swap_files]
+    with _copy_to_be_backed_up(sif), sources(set.layout) as live, held_still(live, unlike) as found, \
+            joined(found) as tree:
+        compared = yield from back_up(find_provider(set.provider.name), set, provider_place(destination), tree,
+                                      (*survey.excluding["exclude"], *swaps))
+    yield from unlike
+    if not compared:
+        yield Difference("backup", _NOT_COMPARED.format(name=set.provider.name))
+
+
+@contextmanager
+def _copy_to_be_backed_up(sif: bytes) -> Iterator[None]:
+    """The machine's own copy of asr.sif before its time, so that it is in the backup, too."""
+    path = ROOT / REPAIR
+    older = path.read_bytes() if path.exists() else None
+    _keep(path, sif)
+    try:
+        yield
+    except BaseException:                  # GeneratorExit, too
+        path.unlink() if older is None else _keep(path, older)
+        raise
+
+
+@contextmanager
+def joined(found: Sequence[Source]) -> Iterator[Path]:
+    """File systems mounted in each other as on the machine, read-only."""
+    _TREE.mkdir(parents=True, exist_ok=True)
+    if _TREE.is_mount():                   # left by a run that was killed
+        run(("umount", "--recursive", "--lazy", str(_TREE)))
+    with ExitStack() as stack:
+        for source in sorted(found, key=lambda source: source.prefix.count("/") + bool(source.prefix)):
+            point = str(_TREE / source.prefix)
+            run(("mount", "--bind", os.fsdecode(source.directory), point))
+            stack.callback(run, ("umount", "--lazy", point))
+            run(("mount", "-o", "remount,bind,ro", point))
+        yield _TREE
 
 
 def _keep(path: Path, data: bytes) -> None:
@@ -285,14 +373,19 @@ def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
     lines = [
         f"ASR set {set.id}", label_of(set), "",
         f"System      {set.system}, kernel {set.kernel}",
-        f"Backup      {set.backup.place.rstrip('/')}/{set.backup.name}"
-        + (f" on the volume {set.backup.label}" if set.backup.label else ""),
+        f"Backup      {backup_of(set)}" + (f" on the volume {set.backup.label}" if set.backup.label else ""),
         f"Files       {set.backup.files:,}", f"Bytes       {set.backup.bytes:,} before compression",
         f"Mounted at  {', '.join(mount.point for mount in set.layout.mounts_by_depth())}", "",
+        *(["Files that go along:", *(f"  {file.path}" for file in set.files), ""] if set.files else []),
+        *([as_text(set.commands)] if set.commands else []),
         as_lines(survey.findings)]
     for heading, differences in (("NOT protected:", survey.left_out), ("NOT as it was, or left out:", unlike)):
         lines += [heading, *(f"  {d.what}: {d.why}" for d in differences), *([] if differences else ["  nothing"]), ""]
-    return "\n".join([*lines, "The backup was read back and matches.", ""])
+    end = "The backup was read back and matches." if not set.provider else (
+        f"{set.provider.name} has made the backup, and says that it was read back and matches."
+        if _NOT_COMPARED.format(name=set.provider.name) not in {d.why for d in unlike} else
+        f"{set.provider.name} has made the backup.")
+    return "\n".join([*lines, end, ""])
 
 
 def _excluded(layout: Layout) -> list[str]:
@@ -370,7 +463,8 @@ def find_drives(set: AsrSet) -> tuple[Drive, ...]:
 def write_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> Iterator[Event]:
     """Writes the ASR disk and compares what it then holds. Raises the AsrDisk… errors and DestinationRefused."""
     check_disk(set, place, agreed=agreed, format=format)
-    yield from put(set, inside(place), agreed=agreed, format=format)
+    program = find_provider(set.provider.name) if set.provider else None
+    yield from put(set, inside(place), carried.at_hand(set, program), agreed=agreed, format=format)
 
 
 def label_of(set: AsrSet) -> str:

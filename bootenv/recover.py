@@ -11,8 +11,19 @@ from .asr_disk import SIF, AsrDisk, write_log
 from .asr_disk import find_asr_disks as find_sets
 from .backup import restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
-from .drivers import carry, load_drivers, release
-from .errors import AsrError, BackupNotFound, CommandFailed, FirmwareDiffers, TooFewDisks, ToolMissing, Unsupported
+from .carried import DRIVERS, PROVIDERS, gather, gathered
+from .commands import missing_tools
+from .drivers import Loaded, carry, load_drivers, load_from, release
+from .errors import (
+    AsrError,
+    BackupNotFound,
+    CommandFailed,
+    FirmwareDiffers,
+    ProviderFailed,
+    TooFewDisks,
+    ToolMissing,
+    Unsupported,
+)
 from .events import Difference, Event
 from .execute import execute
 from .layout import Layout, LuksContainer
@@ -20,6 +31,7 @@ from .match import Match, match
 from .plan import HEADERS, plan
 from .prepare import HEADERS as SAVED_HEADERS
 from .probe import mount_table, probe
+from .provider import make_plan, provider_of
 from .run import LOG, STATE, has_tool, log, run
 from .sif import AsrSet, write_sif
 from .target import mounted
@@ -29,6 +41,9 @@ __all__ = ["Check", "Lock", "checks", "find_copies", "find_sets", "load_drivers"
            "recover", "release", "renew", "restart"]
 
 COPIED = Path("/run/medium-device")    # the initramfs: the device whose content is in memory now (asr.toram)
+
+
+_LATER = "It is not connected: the second stage will ask for it."
 
 
 @dataclass(frozen=True)
@@ -46,9 +61,13 @@ def checks(disk: AsrDisk, *, without_backup: bool = False) -> Iterator[Check]:
     `without_backup`: a person said that the backup will be connected later; it is not looked for.
     """
     yield Check(f"ASR disk of {disk.set.host}, created {disk.set.created:%Y-%m-%d %H:%M} UTC")
+    if any(file.path.startswith(DRIVERS) for file in disk.set.files):
+        yield _load_carried(disk)      # first: the disks and the backup may need them
     yield Check("Firmware", _firmware(disk))
     yield _plan_check(disk)
     yield Check("Recovery files on this medium", _medium_error())
+    if disk.set.commands:
+        yield _commands_check(disk)
     yield _backup_check(disk, without_backup)
     yield _disks_check(disk)
 
@@ -84,7 +103,7 @@ class Lock:
 def locks(disk: AsrDisk) -> tuple[Lock, ...]:
     """The encrypted volumes of the set; their headers are taken from the backup if that is connected."""
     containers = [c for c in disk.set.layout.containers if c.name]
-    if containers:
+    if containers and not disk.set.provider:       # whose backup this stage doesn't look into
         _fetch_headers(disk.set)
     return tuple(Lock(c, (HEADERS / f"{c.id}.img").exists()) for c in containers)
 
@@ -161,6 +180,8 @@ def recover(disk: AsrDisk, match: Match, secrets: Mapping[str, bytes] | None = N
         yield from copy_minimal(layout, target, _medium_folder())
         carry(folder / "initrd.img")
         (folder / SIF).write_bytes(write_sif(set))
+        if (gathered(set) / PROVIDERS).is_dir():
+            shutil.copytree(gathered(set) / PROVIDERS, folder / PROVIDERS, dirs_exist_ok=True)
         yield from install_minimal(set, layout, target)
         # Last: without its id the folder is no minimal OS, and the technician starts again from the medium.
         (folder / "id").write_text(set.id + "\n")
@@ -219,10 +240,37 @@ def _plan_check(disk: AsrDisk) -> Check:
     return Check(f"Partitions and file systems: {count} to recreate")
 
 
+def _load_carried(disk: AsrDisk) -> Check:
+    """The set's own drivers and firmware, loaded; what is of no use is said, and stops nothing."""
+    lacking = gather(disk, DRIVERS)
+    folder = gathered(disk.set) / DRIVERS
+    try:
+        loaded = load_from(folder) if folder.is_dir() else []
+    except (AsrError, OSError) as error:
+        loaded = [Loaded("drivers", str(error))]
+    useless = [f"{d.what}: {d.why}" for d in lacking] + [f"{f.name}: {f.trouble}" for f in loaded if f.trouble]
+    good = sum(not file.trouble for file in loaded)
+    more = f" And {len(useless) - 1} more: D shows the log." if len(useless) > 1 else ""
+    return Check(f"Drivers and firmware of the set: {good} in use", note=useless[0] + more if useless else "")
+
+
+def _commands_check(disk: AsrDisk) -> Check:
+    """The minimal OS has the programs that this medium has."""
+    missing = list(missing_tools(disk.set.commands))
+    if critical := next((command for command in missing if command.critical), None):
+        return Check("Commands of the set", ToolMissing(
+            f"The critical command {critical.title!r} needs {critical.argv[0]}, which this medium does not have.",
+            hint="Use the recovery medium that the set was made for."))
+    note = ", ".join(f"{command.title}: {command.argv[0]} is not on this medium" for command in missing)
+    return Check(f"Commands of the set: {len(disk.set.commands)}", note=note)
+
+
 def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
     """Formatting a disk whose backup is not at hand may lose what was left: a person decides that."""
+    if disk.set.provider:
+        return _provider_check(disk, without_backup)
     if without_backup:
-        return Check("Backup of this set", note="It is not connected: the second stage will ask for it.")
+        return Check("Backup of this set", note=_LATER)
     if not disk.set.backup.filesystem:
         return Check("Backup of this set", BackupNotFound(
             f"The backup {disk.set.backup.name} is on the network, at {disk.set.backup.place}, where this stage cannot "
@@ -233,6 +281,30 @@ def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
         return Check(f"Backup: {found.place}")
     except BackupNotFound as error:
         return Check("Backup of this set", error)
+
+
+def _provider_check(disk: AsrDisk, without_backup: bool) -> Check:
+    """The provider must be here; whether it could restore now, it says only of a backup that is on a volume."""
+    assert disk.set.provider
+    title = f"Backup by {disk.set.provider.name}"
+    gather(disk, PROVIDERS)
+    try:
+        program = provider_of(disk.set)
+        if without_backup:
+            return Check(title, note=_LATER)
+        if not disk.set.backup.filesystem:
+            return Check(title, BackupNotFound(
+                f"The backup is at {disk.set.backup.place}, where this stage cannot look for it.",
+                hint="Make sure that it is there: the second stage restores from it."))
+        found = find_backup(disk.set)
+        make_plan(program, disk.set, "restore", found.path)
+        return Check(f"{title}: {found.place}")
+    except ProviderFailed as error:
+        return Check(title, BackupNotFound(error.message, hint=error.hint))
+    except AsrError as error:
+        return Check(title, error)
+    finally:
+        forget()
 
 
 def _disks_check(disk: AsrDisk) -> Check:

@@ -7,15 +7,26 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .asr_disk import SIF
+from .asr_disk import SIF, AsrDisk
 from .backup import list_backup, restore_backup
-from .bootloader import MEDIUM, RECOVERY, esp_mounts, install_system, recovery_folder, remove_minimal
+from .bootloader import (
+    MEDIUM,
+    RECOVERY,
+    esp_mounts,
+    install_system,
+    left_by_minimal,
+    recovery_folder,
+    remove_minimal,
+)
+from .carried import PROVIDERS, gather
+from .commands import run_commands
 from .errors import AsrError, NoAsrDisk, WrongPassphrase
 from .events import Difference, Event, Progress
 from .layout import Layout
 from .match import located
 from .prepare import HEADERS as SAVED_HEADERS
 from .probe import probe
+from .provider import make_plan, provider_of, restore_files, secret_of
 from .recover import Check, Lock, restart
 from .run import LOG, log
 from .sif import AsrSet, read_sif
@@ -23,7 +34,7 @@ from .target import assembled, enroll_keys, make_swap_files, mounted, set_read_o
 from .volumes import FoundBackup, find_backup, forget, open_backup
 
 __all__ = ["Check", "FoundBackup", "Lock", "Outcome", "checks", "find_backup", "locks", "open_backup", "opens",
-           "pending_set", "restart", "restore"]
+           "pending_set", "questions", "restart", "restore"]
 
 _REPORTS = Path("var/log/asr")         # in the recovered system
 
@@ -53,7 +64,28 @@ def checks(set: AsrSet) -> Iterator[Check]:
     """What must hold before the restore starts; the wizard's countdown runs only while all do."""
     yield Check(f"State of {set.host}, created {set.created:%Y-%m-%d %H:%M} UTC")
     yield _checked("Hard disks as they were recorded", lambda: located(set.layout, probe()))
-    yield _checked("Backup of this set", lambda: find_backup(set))
+    if set.provider:
+        yield _checked(f"Backup by {set.provider.name}",
+                       lambda: make_plan(_program(set), set, "restore", find_backup(set).path))
+    else:
+        yield _checked("Backup of this set", lambda: find_backup(set))
+
+
+def questions(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | None = None) -> Mapping[str, str]:
+    """The secrets that a provider needs a person for, and what to ask for each, beside those that it has.
+
+    Raises NoProvider, ProviderFailed.
+    """
+    if not set.provider:
+        return {}
+    asked = make_plan(_program(set), set, "restore", backup.path, secrets).questions
+    return {secret_of(name): question for name, question in asked.items()}
+
+
+def _program(set: AsrSet) -> Path:
+    """The set's provider, from the folder that this minimal OS was started from. Raises NoProvider."""
+    gather(AsrDisk(str(MEDIUM / RECOVERY), "", set), PROVIDERS)
+    return provider_of(set)
 
 
 def locks(set: AsrSet) -> tuple[Lock, ...]:
@@ -105,13 +137,20 @@ def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | Non
 def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secrets: Mapping[str, bytes]
           ) -> Iterator[Event]:
     journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
-    yield from restore_backup(Path(backup.path), target, journal=journal)
+    yield from run_commands(set.commands, "before", target)
+    if set.provider:
+        yield from restore_files(_program(set), set, backup.path, target, secrets)
+    else:
+        yield from restore_backup(Path(backup.path), target, journal=journal)
     shutil.rmtree(target / SAVED_HEADERS, ignore_errors=True)  # they are on their disks
     yield from make_swap_files(layout, target)
     yield from enroll_keys(layout, target, secrets)
+    # What they change, the initramfs and read-only subvolumes are to have.
+    yield from run_commands(set.commands, "after", target)
     set_read_only(layout, target)
     yield from install_system(set, layout, target)
-    yield from remove_minimal(set, layout, target, _in_backup(Path(backup.path), layout))
+    in_backup = left_by_minimal(layout, target) if set.provider else _in_backup(Path(backup.path), layout)
+    yield from remove_minimal(set, layout, target, in_backup)
 
 
 def _in_backup(backup: Path, layout: Layout) -> Callable[[str], bool]:

@@ -1,13 +1,15 @@
 """The one door to other programs, and the log that goes through it."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
 from .errors import CommandFailed, ToolMissing
 
@@ -28,6 +30,8 @@ _ENVIRONMENT = {
     "LVM_SUPPRESS_FD_WARNINGS": "1",
 }
 _LAST_WORDS = 400
+_LONGEST_LINE = 2**16                  # bytes
+_SECONDS_TO_END = 20
 
 
 def run(
@@ -35,11 +39,12 @@ def run(
     *,
     input: bytes | None = None,
     check: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> str:
     """Runs a program to its end and returns what it wrote on stdout, decoded with surrogateescape.
 
     Its standard input is empty unless `input` is given; it never sees the console's descriptors, since Textual
-    draws on stderr. Raises ToolMissing, and CommandFailed
+    draws on stderr. `environment` comes on top of the one that all have. Raises ToolMissing, and CommandFailed
     for an exit status other than 0 unless `check` is False.
     """
     log("+ " + shlex.join(argv))
@@ -48,7 +53,7 @@ def run(
             argv,
             input=input if input is not None else b"",
             capture_output=True,
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | dict(environment or {}),
             start_new_session=True,   # no terminal to ask on, and the console's signals are not the child's
         )
     except FileNotFoundError:
@@ -65,6 +70,59 @@ def run(
             words = " ".join((err or out).split())[-_LAST_WORDS:]
             raise CommandFailed(f"{argv[0]} failed: {words or f'exit status {done.returncode}'}")
     return out
+
+
+def lines_of(argv: tuple[str, ...], *, input: bytes, environment: Mapping[str, str]
+             ) -> Generator[str, None, None]:
+    """Runs a program and yields each line of its stdout as it comes, decoded with surrogateescape; stderr: the log.
+
+    `input` is seen by nobody else: there may be secrets in it. If the iterator is closed before its end, the program
+    and what it has started get SIGTERM. Raises ToolMissing, and CommandFailed with the last line of stderr.
+    """
+    log("+ " + shlex.join(argv))
+    with open(os.memfd_create("input"), "w+b") as stdin, open(LOG if LOG.exists() else os.devnull, "ab") as err:
+        stdin.write(input)
+        stdin.seek(0)
+        begun = err.tell()
+        try:
+            process = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=err, start_new_session=True,
+                                       env=_ENVIRONMENT | dict(environment))
+        except FileNotFoundError:
+            raise ToolMissing(f"{argv[0]}, or what it names in its first line, is not on this system.") from None
+        except OSError as error:
+            raise CommandFailed(f"{argv[0]} cannot be started: {error.strerror}") from None
+        assert process.stdout
+        try:
+            with process.stdout as out:
+                while line := out.readline(_LONGEST_LINE):
+                    yield line.decode(errors="surrogateescape").rstrip("\n")
+            process.wait()
+        finally:
+            _end(process)
+    if process.returncode:
+        log(f"= exit status {process.returncode}")
+        raise CommandFailed(_last_line(begun) or f"exit status {process.returncode}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """It has a while to take away what it has begun."""
+    for signal in (SIGTERM, SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, signal)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS_TO_END)
+
+
+def _last_line(begun: int) -> str:
+    """Of the log from a place on: what is not said by us, which begins with the time."""
+    try:
+        with LOG.open("rb") as file:
+            file.seek(max(begun, LOG.stat().st_size - _LONGEST_LINE))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line for line in lines if line.strip() and not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)]
+    return said[-1].strip()[-_LAST_WORDS:] if said else ""
 
 
 @contextmanager

@@ -94,11 +94,15 @@ class Job:
     keep: int = 0                      # so many of this computer's backups stay there at least; 0: all
     keep_days: int = 0                 # and what is younger than so many days
     add: tuple[str, ...] = ()          # data volumes
+    provider: str = ""                 # whose backup it is, if it isn't ours
+    options: tuple[str, ...] = ()      # KEY=VALUE for it
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Of `asr prepare`."""
         return ("--to", self.to, "--disk", self.disk, *(word for point in self.add for word in ("--add", point)),
+                *(("--provider", self.provider) if self.provider else ()),
+                *(word for option in self.options for word in ("--option", option)),
                 *(("--keep", str(self.keep)) if self.keep else ()),
                 *(("--keep-days", str(self.keep_days)) if self.keep_days else ()))
 
@@ -186,7 +190,8 @@ def read_job(timer: Path) -> Job:
         said = list(zip(words[::2], words[1::2], strict=True))
         one = dict(said)
         return Job(name, when, one["--to"], one["--disk"], int(one.get("--keep", 0)), int(one.get("--keep-days", 0)),
-                   tuple(value for key, value in said if key == "--add"))
+                   tuple(value for key, value in said if key == "--add"), one.get("--provider", ""),
+                   tuple(value for key, value in said if key == "--option"))
     except (OSError, ValueError, KeyError):
         raise NoSuchJob(f"The job {name} cannot be read from its units.",
                         hint=f"Remove it with  asr schedule remove {name}  and add it again.") from None

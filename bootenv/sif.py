@@ -8,6 +8,9 @@ TOML (https://toml.io/en/v1.0.0), UTF-8, at most 1 MiB so that it fits a 1.44 MB
     [[disk]]  [[partition]]  [[array]]  [[container]]  [[physical_volume]]  [[group]]  [[logical_volume]]
     [[filesystem]]  [[subvolume]]  [[mount]]  [[swap_file]]  [[boot_option]]
                   the records of bootenv.layout, field by field
+    [provider]    name, options: whose backup it is if it isn't ours (provider.py)
+    [[files]]     path, size, sha256: what lies beside asr.sif and goes along with the set (carried.py)
+    [[commands]]  title, argv, when, where, critical: what runs before and after the restore (commands.py)
     …             tables of other products, kept as they are
     [checksum]    sha256 of every byte before this table; always the last
 
@@ -19,7 +22,7 @@ import re
 import tomllib
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, get_args
@@ -46,7 +49,7 @@ from .layout import (
 )
 
 SIGNATURE = "Automated System Recovery"
-SCHEMA = 1
+SCHEMA = 2                             # 1 where none of these three is there: version 1 would leave them out
 LIMIT = 2**20                          # bytes
 _CHECKSUM = b"\n[checksum]\n"
 # In the order of the file; each table is the field of Layout of the same name and an s.
@@ -56,10 +59,17 @@ _RECORDS: dict[str, type] = {
     "filesystem": Filesystem, "subvolume": Subvolume, "mount": Mount, "swap_file": SwapFile,
     "boot_option": BootOption,
 }
-_OWN = {"signature", "schema", "set", "backup", "checksum", *_RECORDS}
+_OWN = {"signature", "schema", "set", "backup", "provider", "files", "commands", "checksum", *_RECORDS}
+_TABLES = ("layout", "backup", "provider", "files", "commands", "extra")    # of AsrSet; the other fields are in [set]
 _HYBRID = re.compile(r"label-id: 0x[0-9a-f]{8}|\d+ : start=\d+(, size=\d+)?, type=[0-9a-f]+(, bootable)?")
 _MOST_RECORDS = 4096
 _MOST_BYTES = 2**63 - 1                # what the kernel's off_t holds
+_MOST_FILES, _MOST_OF_FILES = 512, 2**29       # that a set carries along, and bytes: they lie in memory for a while
+_MOST_WORDS = 256                      # of a command
+# Firmware's names are the kernel's; FAT, mtools and options must not find anything of theirs in them.
+CARRIED_PATH = re.compile(r"(drivers|providers)(/\w[\w.,+~%@-]*)+", re.ASCII)
+PROVIDER = re.compile(r"\w[\w.-]{0,40}", re.ASCII)         # its name, which is a file's
+OPTION = re.compile(r"[a-z][a-z0-9-]{0,40}")               # the name of an option of it
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,34 @@ class BackupReference:
     label: str = ""                    # the volume's label
     files: int = 0                     # counted before it was written
     bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ProviderReference:
+    """Another backup product that the set's backup is of: what bootenv.provider calls."""
+
+    name: str                          # of its executable
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CarriedFile:
+    """A driver, firmware or provider that goes along with a set."""
+
+    path: str                          # below asr.sif's folder: "drivers/raid.ko", "drivers/firmware/rtl_nic/x.fw"
+    size: int                          # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program that the restore runs, beside all that it does by itself."""
+
+    title: str                         # for people
+    argv: tuple[str, ...]              # the first is a path, or found in PATH
+    when: str                          # "before" or "after" the files are restored
+    where: str = "recovery"            # in the recovery environment, or in the restored "system"
+    critical: bool = False             # if it fails, the computer has not been recovered
 
 
 @dataclass(frozen=True)
@@ -90,17 +128,32 @@ class AsrSet:
     layout: Layout = EMPTY
     backup: BackupReference = BackupReference()
     loader: str = "grub"               # or "systemd-boot", "extlinux", "other"
+    provider: ProviderReference | None = None  # None: the backup is ours
+    files: tuple[CarriedFile, ...] = ()
+    commands: tuple[Command, ...] = ()         # in the order in which they run
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def backup_of(set: AsrSet) -> str:
+    """Where a set's backup was written, and by what, for people."""
+    if set.provider:
+        return f"{set.backup.place} ({set.backup.name}, by {set.provider.name})"
+    return f"{set.backup.place.rstrip('/')}/{set.backup.name}"
 
 
 def write_sif(set: AsrSet) -> bytes:
     """The bytes of asr.sif. Raises ValueError when the machine is too large for the file."""
-    head = {f.name: getattr(set, f.name) for f in fields(set) if f.name not in ("layout", "backup", "extra")}
-    document: dict[str, Any] = {"signature": SIGNATURE, "schema": SCHEMA, "set": head, "backup": asdict(set.backup)}
+    head = {f.name: getattr(set, f.name) for f in fields(set) if f.name not in _TABLES}
+    schema = SCHEMA if set.files or set.commands or set.provider else 1
+    document: dict[str, Any] = {"signature": SIGNATURE, "schema": schema, "set": head, "backup": asdict(set.backup)}
     for table in _RECORDS:
         records = [_lean(record) for record in getattr(set.layout, table + "s")]
         if records:
             document[table] = records
+    if set.provider:
+        document["provider"] = _lean(set.provider)
+    document |= {table: [_lean(record) for record in getattr(set, table)]
+                 for table in ("files", "commands") if getattr(set, table)}
     document |= set.extra
     text = tomli_w.dumps(document, multiline_strings=False).encode()
     sif = text.rstrip(b"\n") + b"\n" + _CHECKSUM + f'sha256 = "{_digest(text)}"\n'.encode()
@@ -135,12 +188,14 @@ def read_sif(data: bytes) -> AsrSet:
             f"The ASR disk was written by a newer version (schema {schema}; this medium reads {SCHEMA}).",
             hint="Boot a recovery medium at least as new as the ASR disk.",
         )
-    layout = Layout(**{table + "s": tuple(_records(document, table)) for table in _RECORDS})
+    layout = Layout(**{table + "s": tuple(_records(document, table, kind)) for table, kind in _RECORDS.items()})
     backup = _record(BackupReference, _table(document, "backup"), "backup")
     head = _record(AsrSet, _table(document, "set"), "set")
     extra = {key: value for key, value in document.items() if key not in _OWN}
-    set = AsrSet(**{**{f.name: getattr(head, f.name) for f in fields(head)},
-                    "layout": layout, "backup": backup, "extra": extra})
+    provider = _record(ProviderReference, document["provider"], "provider") if "provider" in document else None
+    set = replace(head, layout=layout, backup=backup, provider=provider, extra=extra,
+                  files=tuple(_records(document, "files", CarriedFile)),
+                  commands=tuple(_records(document, "commands", Command)))
     _check(set)
     return set
 
@@ -164,26 +219,34 @@ def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     return table
 
 
-def _records(document: Mapping[str, Any], table: str):
+def _records(document: Mapping[str, Any], table: str, kind: type):
     rows = document.get(table, [])
     if not isinstance(rows, list) or len(rows) > _MOST_RECORDS:
         raise _damaged(f"the table [[{table}]] has a wrong form")
     for row in rows:
-        yield _record(_RECORDS[table], row, table)
+        yield _record(kind, row, table)
+
+
+def _record(kind: type, row: Any, table: str) -> Any:
+    try:
+        return record_of(kind, row)
+    except ValueError as error:
+        raise _damaged(f"in [{table}], {error}") from None
 
 
 # A key that this version doesn't know is a mistake in the file, not an extension: extensions are tables.
-def _record(kind: type, row: Any, table: str) -> Any:
+def record_of(kind: type, row: Any) -> Any:
+    """A record of TOML's values. Raises ValueError, which says what is wrong with them."""
     if not isinstance(row, dict):
-        raise _damaged(f"the table [{table}] has a wrong form")
+        raise ValueError("an entry is no table")
     known = {f.name: f.type for f in fields(kind)}
     for key, value in row.items():
         if key not in known or not _fits(value, known[key]):
-            raise _damaged(f"the entry {key!r} of [{table}] has a wrong form")
-    try:
-        return kind(**{key: _frozen(value) for key, value in row.items()})
-    except TypeError as error:
-        raise _damaged(f"the table [{table}] is incomplete ({error})") from None
+            raise ValueError(f"the entry {key!r} has a wrong form")
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in row]:
+        raise ValueError(f"the entry {missing[0]!r} is missing")
+    return kind(**{key: _frozen(value) for key, value in row.items()})
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -220,11 +283,56 @@ def _check(set: AsrSet) -> None:
         raise _damaged("the backup's name is a path")
     if set.loader not in ("grub", "systemd-boot", "extlinux", "other"):
         raise _damaged("the boot loader is of no known kind")
+    if set.provider and not (PROVIDER.fullmatch(set.provider.name) and all(
+            OPTION.fullmatch(key) and isinstance(value, str) for key, value in set.provider.options.items())):
+        raise _damaged("the provider has a name or options that there are not")
+    if why := why_not_carried(set.files):
+        raise _damaged(why)
+    for command in set.commands:
+        if why := why_wrong(command):
+            raise _damaged(f"the command {command.title!r}: {why}")
     layout = set.layout
     _check_ids(layout)
     _check_tables(layout)
     _check_volumes(layout)
     _check_mounts(layout)
+
+
+def why_not_carried(files: Iterable[CarriedFile]) -> str:
+    """Why files can't go along together, a clause; "" if they can.
+
+    They become files on a FAT disk, in the memory of the recovery environment and on the target.
+    """
+    files = list(files)
+    for file in files:
+        if not CARRIED_PATH.fullmatch(file.path) or len(file.path) > 200 or file.path.count("/") > 8:
+            return f"{file.path!r} is no path of a file that goes along"
+        if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
+            return f"the checksum of {file.path} has a wrong form"
+    if len(files) > _MOST_FILES or sum(file.size for file in files) > _MOST_OF_FILES:
+        return f"more than {_MOST_FILES} files or {_MOST_OF_FILES >> 20} MB go along"
+    paths = [file.path.lower() for file in files]          # FAT knows no case
+    folders = {path.rsplit("/", up)[0] for path in paths for up in range(1, path.count("/") + 1)}
+    if len(paths) != len({*paths}) or folders & {*paths}:
+        return "two files that go along have the same name"
+    return ""
+
+
+def why_wrong(command: Command) -> str:
+    """Why a command can't be one, a clause; "" if it can."""
+    if not command.title.isprintable() or not 0 < len(command.title) <= 100:
+        return "its title is not one line of up to 100 characters"
+    if not 0 < len(command.argv) <= _MOST_WORDS or not re.fullmatch(r"[\w/.][^\n]*", command.argv[0]):
+        return "argv names no program"
+    if "/" in command.argv[0] and not command.argv[0].startswith("/"):
+        return f"{command.argv[0]} is a path that does not begin at the root"
+    if command.when not in ("before", "after"):
+        return 'when is neither "before" nor "after"'
+    if command.where not in ("recovery", "system"):
+        return 'where is neither "recovery" nor "system"'
+    if (command.when, command.where) == ("before", "system"):
+        return "before the restore there is no system that it could run in"
+    return ""
 
 
 def _check_ids(layout: Layout) -> None:

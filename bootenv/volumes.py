@@ -77,6 +77,8 @@ def find_backup(set: AsrSet) -> FoundBackup:
     The volume that holds it stays mounted until forget(). Raises BackupNotFound, and then leaves all volumes mounted
     below FOLDER, so that a person can look for it.
     """
+    if set.provider:
+        return _find_place(set)
     forget()
     own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
     volumes = sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
@@ -99,6 +101,27 @@ def find_backup(set: AsrSet) -> FoundBackup:
     )
 
 
+def _find_place(set: AsrSet) -> FoundBackup:
+    """Where a provider's backup is: the recorded folder on its volume; what is elsewhere is the provider's to find.
+
+    Raises BackupNotFound.
+    """
+    forget()
+    if not set.backup.filesystem:
+        return FoundBackup(set.backup.place, set.backup.place, set)
+    volumes = list(_volumes(frozenset()))
+    for volume in volumes:
+        folder = volume.point / set.backup.path.lstrip("/")
+        if volume.uuid == set.backup.filesystem and (volume.mount("ro") or volume.look()) and folder.is_dir():
+            return FoundBackup(str(folder), f"{set.backup.path} on {volume.name}", set, volume.device)
+    for volume in volumes:
+        volume.look()
+    raise BackupNotFound(
+        f"The volume {set.backup.label or set.backup.filesystem} was not found, or has no folder {set.backup.path}. "
+        f"The backup was written to {set.backup.place}.",
+        hint="Connect the disk that holds the backup and press ENTER.")
+
+
 def every_volume() -> Iterator[Path]:
     """Where each volume of this computer is mounted, read-only, until forget(); floppy disks, too."""
     forget()
@@ -119,15 +142,22 @@ def every_backup() -> Iterator[FoundBackup]:
                 yield FoundBackup(str(path), f"/{path.relative_to(volume.point)} on {volume.name}", set, volume.device)
 
 
+def is_backup(path: Path) -> bool:
+    """By its name."""
+    return path.name.endswith(_SUFFIXES)
+
+
 def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
     """Each ASR set's backup in a folder (of volumes the first), and its set."""
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(_SUFFIXES) and (set := _set_of(path)):
+        if is_backup(path) and (set := _set_of(path)):
             yield path, set
 
 
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
     """The backup at a path that a person named. Raises BackupNotFound, DamagedBackup, OtherSet."""
+    if set.provider:                   # which says whether its backup is there
+        return FoundBackup(path, path, set)
     if not os.path.isfile(path):
         raise BackupNotFound(f"There is no file {path}.", hint="Type the path again.")
     other = read_sif(read_first(Path(path)))
@@ -146,7 +176,7 @@ def read_copy(path: Path) -> AsrSet:
     """
     if not path.exists():
         raise NoAsrDisk(f"There is no file {path}.", hint="Name a backup of an ASR set, or a copy of its asr.sif.")
-    if path.name.endswith(_SUFFIXES):
+    if is_backup(path):
         return read_sif(read_first(path))
     with path.open("rb") as file:
         return read_sif(file.read(LIMIT + 1))

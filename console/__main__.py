@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -24,6 +24,7 @@ from . import __version__
 if TYPE_CHECKING:
     from bootenv.prepare import Survey
     from bootenv.schedule import Job
+    from bootenv.sif import ProviderReference
 
 _CMDLINE = Path("/proc/cmdline")
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
                          help="a data volume on another disk that is to be in the set, too")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="the ASR disk: /dev/fd0, a USB stick, an image")
+    _add_provider(command)
     _add_format(command)
     _add_keeping(command)
     _add_patterns(command)
@@ -89,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", required=True, help="where it is written")
     _add_format(command)
     command.set_defaults(run=make_disk)
+
+    command = commands.add_parser("add-driver", help="keep drivers and firmware that recovery needs and its medium "
+                                                     "lacks, for all sets made from now on; without FILE, list them")
+    command.add_argument("files", metavar="FILE", nargs="*",
+                         help="kernel modules, Debian packages, firmware (by its path below a folder named firmware)")
+    command.add_argument("--remove", metavar="NAME", action="append", default=[], help="one that is listed")
+    command.set_defaults(run=add_driver)
 
     command = commands.add_parser("check", help="say whether this computer could be recovered, device by device; "
                                                 "exit status 0: yes, 1: with losses, 2: no, "
@@ -129,8 +138,9 @@ def _add_schedule(commands: Any) -> None:
     command.add_argument("--to", required=True, metavar="DIR|DEVICE", help="where the backups are written")
     command.add_argument("--disk", required=True, metavar="DEVICE|IMAGE|DIR", help="the ASR disk")
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[], help="a data volume")
+    _add_provider(command)
     _add_keeping(command)
-    command.set_defaults(run=schedule_add)
+    command.set_defaults(run=schedule_add, fail=command.error, include=[])
 
     command = actions.add_parser("list", help="all jobs")
     command.set_defaults(run=schedule_list)
@@ -143,6 +153,14 @@ def _add_schedule(commands: Any) -> None:
     command.set_defaults(run=schedule_ended)
 
 
+def _add_provider(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--provider", metavar="NAME", default="",
+                         help="another backup product that makes the backup, at the place that --to names as it is "
+                              "known to that: tar, restic, or an executable in /etc/asr/providers")
+    command.add_argument("--option", metavar="KEY=VALUE", action="append", default=[],
+                         help="for the provider; no secret, since it is written to the ASR disk")
+
+
 def _add_keeping(command: argparse.ArgumentParser) -> None:
     command.add_argument("--keep", type=int, default=0, metavar="N",
                          help="then remove this computer's older backups there, but keep the N newest")
@@ -152,9 +170,11 @@ def _add_keeping(command: argparse.ArgumentParser) -> None:
 def schedule_add(arguments: argparse.Namespace) -> int:
     from bootenv import schedule
 
+    _provider(arguments)               # a mistake in it is better known now
     _need_root("Scheduling a job")
     job = schedule.Job(arguments.name, arguments.when, schedule.lasting(arguments.to), schedule.lasting(arguments.disk),
-                       arguments.keep, arguments.keep_days, tuple(arguments.add))
+                       arguments.keep, arguments.keep_days, tuple(arguments.add), arguments.provider,
+                       tuple(arguments.option))
     schedule.add_job(job)
     _print_job(job)
     return 0
@@ -176,7 +196,7 @@ def _print_job(job: "Job") -> None:
 
     form, due = schedule.normalized(job.when)
     print(f"{job.name}: {schedule.in_words(form)}, next {due}", f"    to {job.to}, ASR disk {job.disk}",
-          f"    keeps {job.kept}", sep="\n")
+          f"    by {job.provider}" if job.provider else f"    keeps {job.kept}", sep="\n")
 
 
 def schedule_remove(arguments: argparse.Namespace) -> int:
@@ -285,8 +305,9 @@ def prepare(arguments: argparse.Namespace) -> int:
         arguments.fail("--to and --disk go together")
     if not arguments.to and not sys.stdout.isatty():
         arguments.fail("without a terminal, --to and --disk are needed")
+    provider = _provider(arguments)
     _need_root("Preparing an ASR set reads every file and disk, and")
-    look = partial(story.survey, exclude=arguments.exclude, include=arguments.include)
+    look = partial(story.survey, exclude=arguments.exclude, include=arguments.include, provider=provider)
     survey = look(add=arguments.add)
     if not arguments.to:
         from .prepare import PrepareApp
@@ -297,21 +318,43 @@ def prepare(arguments: argparse.Namespace) -> int:
     return _prepare(story, survey, arguments)
 
 
+def _provider(arguments: argparse.Namespace) -> "ProviderReference | None":
+    from bootenv.sif import OPTION, PROVIDER, ProviderReference
+
+    if not arguments.provider:
+        if arguments.option:
+            arguments.fail("--option is for a --provider")
+        return None
+    if not arguments.to:
+        arguments.fail("--provider needs --to and --disk")
+    if arguments.include or arguments.keep or arguments.keep_days:
+        arguments.fail("--include, --keep and --keep-days are for ASR's own backups, not for a provider's")
+    options = dict(option.partition("=")[::2] for option in arguments.option)
+    if not PROVIDER.fullmatch(arguments.provider) or not all(OPTION.fullmatch(key) for key in options):
+        arguments.fail("a provider's name has letters, digits, dots and dashes, an option's small letters and dashes")
+    return ProviderReference(arguments.provider, options)
+
+
 def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int:
     from bootenv.check import as_lines
+    from bootenv.commands import as_text
+    from bootenv.sif import backup_of
 
     disk = arguments.disk
     print(printable(as_lines(survey.findings)), end="")
+    if survey.draft.commands:
+        print(printable(as_text(survey.draft.commands)), end="")
     destination = story.destination(survey, arguments.to, arguments.name)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
+    for note in destination.notes:
+        print(f"{arguments.provider}: {note}")
     # Naming a disk is agreeing to its use: what is on it stays.
     story.check_disk(survey.draft, disk, agreed=True, format=arguments.format_disk)
     selection, _ = followed(story.select(survey))
     set, unlike = followed(story.prepare(survey, destination, selection))
     followed(story.write_disk(set, disk, agreed=True, format=arguments.format_disk))
-    print(f"Backup: {destination.reference.place.rstrip('/')}/{destination.reference.name}", f"ASR disk: {disk}",
-          "Label it:", story.label_of(set), sep="\n")
+    print(f"Backup: {backup_of(set)}", f"ASR disk: {disk}", "Label it:", story.label_of(set), sep="\n")
     for left_out in survey.left_out:
         print(f"NOT protected: {left_out.what}: {left_out.why}")
     for difference in unlike:
@@ -322,21 +365,50 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
         for gone in retire(set, destination, arguments.keep, arguments.keep_days):
             print(printable(f"{gone.what}: {gone.why}"))
     print(f"Report: /{story.report_of(set)}")
-    print("The backup and the ASR disk were read back and match.")
+    # Of a provider's backup the lines above say what is known.
+    print("The ASR disk was read back and matches." if set.provider else
+          "The backup and the ASR disk were read back and match.")
     return 0
 
 
 def make_disk(arguments: argparse.Namespace) -> int:
     """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
+    from bootenv import carried
     from bootenv.asr_disk import inside, put
+    from bootenv.errors import NoProvider
     from bootenv.prepare import REPAIR, label_of
+    from bootenv.provider import find_provider
     from bootenv.run import ROOT
-    from bootenv.volumes import read_copy
+    from bootenv.sif import backup_of
+    from bootenv.volumes import is_backup, read_copy
 
-    set = read_copy(Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR)
-    followed(put(set, inside(arguments.disk), agreed=True, format=arguments.format_disk))
-    print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {set.backup.name}, written to {set.backup.place}.",
+    source = Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR
+    set = read_copy(source)
+    program = None
+    if set.provider:
+        with suppress(NoProvider):             # then what is written says so
+            program = find_provider(set.provider.name)
+    files = carried.from_backup(set, source) if is_backup(source) else nullcontext(carried.at_hand(set, program))
+    with files as at_hand:
+        followed(put(set, inside(arguments.disk), at_hand, agreed=True, format=arguments.format_disk))
+    print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {backup_of(set)}.",
           "Label it:", label_of(set), "It was read back and matches.", sep="\n")
+    return 0
+
+
+def add_driver(arguments: argparse.Namespace) -> int:
+    from bootenv import carried
+
+    _need_root("Looking at the drivers that go along with sets")
+    for name in arguments.remove:
+        carried.remove(name)
+        print(f"{name}: removed")
+    for line in carried.add(arguments.files):
+        print(line)
+    if not arguments.remove and not arguments.files:
+        print(*(carried.listed() or ["No driver goes along with sets."]), sep="\n")
+    else:
+        print("This holds for sets that are made from now on: asr prepare")
     return 0
 
 
@@ -405,11 +477,16 @@ def _need_root(what: str) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     from bootenv.asr_disk import inside
+    from bootenv.commands import as_text as commands_as_text
     from bootenv.plan import plan as steps
     from bootenv.sif import read_sif
     from bootenv.step import as_text
 
-    print(as_text(steps(read_sif(Path(inside(arguments.sif)).read_bytes()).layout)), end="")
+    set = read_sif(Path(inside(arguments.sif)).read_bytes())
+    print(as_text(steps(set.layout)), end="")
+    print(printable(commands_as_text(set.commands)), end="")
+    if set.provider:
+        print(printable(f"The files are restored by the provider {set.provider.name}, from {set.backup.place}."))
     return 0
 
 

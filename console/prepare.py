@@ -29,6 +29,7 @@ from .screens import (
     ProgressPage,
     Sheet,
     Work,
+    along,
     bullets,
     difference_lines,
     key,
@@ -156,8 +157,10 @@ class PrepareApp(SetupApp):
         wish = ""
         while place or (place := await self.other_place(find)):
             try:
-                await self.perform(Writing(place), self.story.write_disk(
+                page = Writing(place)
+                await self.perform(page, self.story.write_disk(
                     set, place, agreed=wish == "agree", format=wish == "format"))
+                self.unlike += tuple(page.differences)
                 return True
             except AsrDiskUnformatted as error:
                 wish = await self.ask(self.page_for(error, "format", "browse"))
@@ -445,6 +448,7 @@ class Completing(Page[bool]):
             f"      Size         about {human(backup_size(self.survey.used))}, of {human(self.survey.used)} of files\n"
             f"      Free there   {human(self.destination.free)}\n"
             f"      Time         {self._time()}"
+            + along(self.survey.draft)
         )
         for warning in self.destination.warnings:
             yield text(f"CAUTION: {warning}", "heading")

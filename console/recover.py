@@ -316,7 +316,8 @@ class DriverDisk(Page[bool]):
         "The recovery medium carries all drivers of the Linux kernel. What it may lack is a driver that is newer than "
         "it, and firmware that its makers may not give away.\n\n"
         "What is on the disk is loaded now, and once more when this computer restores its files. The recovered system "
-        "gets nothing of it: it has its own."
+        "gets nothing of it: it has its own.\n\n"
+        "What asr add-driver was given before the ASR set was made is loaded without this page."
     )
     WARNING = "Nothing was changed yet."
 

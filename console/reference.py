@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bootenv.commands import __doc__ as commands_page
 from bootenv.errors import every_error
+from bootenv.provider import __doc__ as provider_page
 
 from . import __version__
 from .__main__ import parser
@@ -126,10 +128,15 @@ def man() -> str:
                 value = f" \\fI{_plain(str(action.metavar or action.dest.upper()))}\\fR" if action.nargs != 0 else ""
                 lines += [".RS", ".TP", f"\\fB{_plain(action.option_strings[0])}\\fR{value}", _plain(_help(action)),
                           ".RE"]
+    for heading, page in (("COMMANDS AT RECOVERY", commands_page), ("PROVIDERS", provider_page)):
+        lines += [f".SH {heading}", ".nf", *_plain(page or "").splitlines(), ".fi"]
     lines += [".SH FILES"]
     for path, what in (
         ("/var/lib/asr/repair/asr.sif", "the newest set's state: a copy of what is on its ASR disk"),
         ("/var/lib/asr/reports", "a report of each set that was prepared here"),
+        ("/var/lib/asr/drivers", "drivers and firmware that go along with every set, kept by asr add-driver"),
+        ("/etc/asr/commands.toml", "what recovery runs before and after the restore, see above"),
+        ("/etc/asr/providers, /usr/lib/asr/providers", "executables that stand for other backup products, see above"),
         ("/etc/asr/hooks.d", "executables that are called with before and after a backup"),
         ("/run/asr/setup.log", "what the program did since the last start, with each command that it ran"),
         ("~/.config/asr/asr.toml", "whether asr starts as a wizard"),

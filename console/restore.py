@@ -18,6 +18,7 @@ from .screens import (
     Page,
     Passphrase,
     ProgressPage,
+    along,
     bullets,
     check_lines,
     clock,
@@ -90,9 +91,29 @@ class RestoreApp(SetupApp):
     async def restored(self, set: "AsrSet", wish: str) -> "Outcome | None":
         """One attempt, from the choice of the backup on; `wish` is what WizardWelcome answers."""
         backup, alone = await self.source(set, wish)
-        if not await self.ask(Completing(set, backup, alone)):
+        told = await self.provider_secrets(set, backup)
+        if told is None or not await self.ask(Completing(set, backup, alone)):
             return None
-        return await self.followed(self.story.restore(set, backup, self.secrets))
+        return await self.followed(self.story.restore(set, backup, {**self.secrets, **told}))
+
+    async def provider_secrets(self, set: "AsrSet", backup: "FoundBackup") -> dict[str, bytes] | None:
+        """What a provider must be told, asked for anew in each attempt. None: it failed, and that was seen."""
+        secrets: dict[str, bytes] = {}
+        try:
+            asked = await asyncio.to_thread(self.story.questions, set, backup) if set.provider else {}
+            for name, question in asked.items():
+                opens = partial(self.answers, set, backup, dict(secrets), name)
+                answer = await self.ask(BackupSecret(question, opens=opens, first=_SECRET.format(
+                    provider=set.provider.name if set.provider else ""), warning=f"{_NOT_RECOVERED} {_AGAIN}"))
+                assert answer
+                secrets[name] = answer
+        except Exception as error:
+            await self.ask(self.page_for(error))
+            return None
+        return secrets
+
+    def answers(self, set: "AsrSet", backup: "FoundBackup", secrets: dict[str, bytes], name: str, typed: bytes) -> bool:
+        return name not in self.story.questions(set, backup, {**secrets, name: typed})
 
     async def followed(self, work: "Generator[Event, None, Outcome]") -> "Outcome | None":
         """The restore, begun by this console or by one that has crashed. None: it failed, and that was seen."""
@@ -119,6 +140,7 @@ class RestoreApp(SetupApp):
                 wish = await self.ask(self.page_for(error, "browse"))
 
 
+_SECRET = "The backup was made by {provider}, which needs to be told something that the ASR disk does not say."
 _PROGRESS = (
     "The files of the backup are being restored. Then the restored system makes its own initial RAM file system "
     "and boot loader, and your computer restarts.\n\n"
@@ -128,6 +150,20 @@ _BROWSE = (
     "Type the path of the backup file. Disks that could be read are mounted below /run/asr/volumes; "
     "with a shell you can mount others, and places on the network."
 )
+
+
+class BackupSecret(Passphrase):
+    """What opens a provider's backup."""
+
+    HEADING = "The backup"
+    LABEL = "Needed"
+    PROMPT = "Type it:"
+    WRONG = "This does not open the backup."
+    EXPLANATION = (
+        "This computer's backup was made by another product, which asks for this. It is kept in this computer's memory "
+        "until the next start, and nowhere else.\n\n"
+        "F4 chooses the layout of your keyboard. F7 shows what you type, so that you can make sure."
+    )
 
 
 class WizardPage(Page[T]):
@@ -325,6 +361,7 @@ class Completing(WizardPage[bool]):
             f"      Files        {self.set.backup.files:,}\n"
             f"      Bytes        {self.set.backup.bytes:,}\n"
             f"      From         {shortened(self.backup.place, TEXT_WIDTH - 19)}"
+            + along(self.set)
         )
         yield text("Then the restored system's boot loader is installed, and your computer restarts.")
         yield Lines(6)

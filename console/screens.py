@@ -23,6 +23,7 @@ from textual.widgets import Input, Static
 from bootenv import run
 from bootenv.errors import AsrDiskNotBlank, AsrError, NewerSchema
 from bootenv.events import Difference, Progress
+from bootenv.sif import backup_of
 
 from .widgets import (
     HEIGHT,
@@ -528,8 +529,17 @@ def set_lines(set: "AsrSet") -> list[str]:
         f"      Computer     {set.host}",
         f"      System       {set.system}",
         f"      Created      {when(set.created)}",
-        f"      Backup       {set.backup.place.rstrip('/')}/{set.backup.name}",
+        f"      Backup       {backup_of(set)}",
     ]
+
+
+def along(set: "AsrSet") -> str:
+    """A line of such a list for what goes along with the set, if anything does."""
+    words = [f"{len(set.files)} files"] if set.files else []
+    if set.commands:
+        before = sum(command.when == "before" for command in set.commands)
+        words.append(f"commands: {before} before, {len(set.commands) - before} after the restore")
+    return f"\n      With it      {'; '.join(words)}" if words else ""
 
 
 def when(time: datetime) -> str:
@@ -642,6 +652,10 @@ class Passphrase(Page["bytes | None"]):
         "F4 chooses the layout of your keyboard. F7 shows what you type, so that you can make sure."
     )
 
+    LABEL = "Volume"
+    PROMPT = "Passphrase:"
+    WRONG = "This passphrase does not open the volume."
+
     def __init__(self, name: str, *, opens: "Callable[[bytes], bool] | None", first: str, renew: bool = False,
                  warning: str = ""):
         super().__init__()
@@ -653,8 +667,8 @@ class Passphrase(Page["bytes | None"]):
 
     def content(self) -> Iterable[Widget]:
         yield text(self.first)
-        yield text(f"      Volume       {shortened(self.name_of_volume, TEXT_WIDTH - 19)}")
-        yield text("Passphrase:" if self.opens else "New passphrase, twice:", "heading")
+        yield text(f"      {self.LABEL:<12} {shortened(self.name_of_volume, TEXT_WIDTH - 19)}")
+        yield text(self.PROMPT if self.opens else "New passphrase, twice:", "heading")
         for _ in range(1 if self.opens else 2):
             field = Field(password=True, select_on_focus=False)
             field.cursor_blink = False
@@ -698,7 +712,7 @@ class Passphrase(Page["bytes | None"]):
                 return self.fail(error)
             if good:
                 return self.answer(passphrase)
-            self.query_one(Lines).show("This passphrase does not open the volume.")
+            self.query_one(Lines).show(self.WRONG)
             self._again(fields)
 
     def _again(self, fields: list[Field]) -> None:

@@ -302,6 +302,30 @@ def test_nothing_of_the_minimal_os_stays_but_what_the_backup_has(target, ran, st
     assert (state / "remove-on-exit").read_text() == "/dev/md0\next4\ndefaults\nasr-recovery\n"
 
 
+def test_without_the_backups_list_what_is_the_minimal_oss_own_goes(target, ran, state, monkeypatch, tmp_path):
+    monkeypatch.setattr(bootloader, "LIVE", tmp_path / "live")
+    for source in bootloader._ESP_FILES.values():
+        (tmp_path / "live" / source).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "live" / source).write_text(f"of the medium: {source}")
+    esp = target / "boot/efi"
+    for name, source in bootloader._ESP_FILES.items():
+        (esp / name).parent.mkdir(parents=True, exist_ok=True)
+        (esp / name).write_bytes((tmp_path / "live" / source).read_bytes())
+    for name in ("EFI/asr/vmlinuz", "EFI/asr/initrd.img", "EFI/debian/shimx64.efi"):
+        (esp / name).parent.mkdir(parents=True, exist_ok=True)
+        (esp / name).write_text(name)
+    (esp / "EFI/BOOT/BOOTX64.EFI").write_text("the machine's own")
+    (esp / bootloader._ESP_CONFIG).parent.mkdir(parents=True)
+    (esp / bootloader._ESP_CONFIG).write_text(bootloader._config(UEFI, SERVER))
+    ran.menu = uefi.Menu()
+    list(bootloader.remove_minimal(UEFI, SERVER, target, bootloader.left_by_minimal(SERVER, target)))
+    assert below(esp) == ["EFI/BOOT/BOOTX64.EFI", "EFI/debian/shimx64.efi"]
+    (esp / bootloader._ESP_CONFIG).parent.mkdir(parents=True)
+    (esp / bootloader._ESP_CONFIG).write_text("the machine's own")
+    list(bootloader.remove_minimal(UEFI, SERVER, target, bootloader.left_by_minimal(SERVER, target)))
+    assert (esp / bootloader._ESP_CONFIG).exists()
+
+
 @pytest.mark.parametrize("menu", [None, uefi.Menu()], ids=["no menu", "menu that took nothing"])
 def test_where_no_entry_starts_the_machine_it_gets_a_fallback(target, ran, state, menu):
     ran.menu = menu

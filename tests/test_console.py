@@ -37,7 +37,7 @@ from bootenv.prepare import DataVolume, Survey, label_of
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.schedule import Job
-from bootenv.sif import AsrSet, BackupReference, write_sif
+from bootenv.sif import AsrSet, BackupReference, CarriedFile, Command, ProviderReference, write_sif
 from console import backup, files, prepare, recover, restore, screens
 from console.__main__ import main, stage
 from console.app import SetupApp
@@ -55,6 +55,10 @@ SET = AsrSet(
     system="Debian GNU/Linux 13 (trixie)", layout=LAYOUT,
     backup=BackupReference("sample-20260314-1509.tar.zst", "/run/backup", label="BACKUP", files=6082, bytes=273579509),
 )
+WITH_MORE = replace(
+    SET, files=(CarriedFile("drivers/raid.ko", 5, "0" * 64), CarriedFile("drivers/firmware/a.fw", 5, "0" * 64)),
+    commands=(Command("Stopping", ("stop",), "before"), Command("Joining the domain", ("join",), "after"),
+              Command("Registering", ("register",), "after", "system", critical=True)))
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
 OTHER = AsrDisk("/dev/sdc1", "/dev/sdc1 ASR 7,5G", replace(
     SET, id="aaaaaaaa-6f0b-4a57-9a52-0d3c1c0e7a11", host="web2", created=datetime(2025, 11, 2, 8, 30, tzinfo=UTC)),
@@ -342,6 +346,10 @@ PAGES = {
     "12-source": (lambda: restore.Source(SET, lambda: FOUND, True), "10 seconds", os_restore()),
     "12-browse": (lambda: screens.Browse("Browse for the backup", restore._BROWSE, "/run/backup"), "/run/backup", None),
     "13-completing": (lambda: restore.Completing(SET, FOUND, True), "by itself", None),
+    "13-completing-commands": (lambda: restore.Completing(WITH_MORE, FOUND, True), "by itself", None),
+    "13-secret": (lambda: restore.BackupSecret(
+        "The password of the restic repository", opens=lambda _: True, first=restore._SECRET.format(provider="restic")),
+        "Needed", None),
     "14-progress": (lambda: progress_page("Restore Progress", RESTORING), "37%", None),
     "14-progress-differences": (
         lambda: progress_page("Restore Progress", RESTORING, *DIFFERENCES), "37%", None),
@@ -378,6 +386,8 @@ PAGES = {
     "18-browse": (lambda: prepare.Places(SURVEY, lambda: PLACES), "BACKUP", preparation()),
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
         "This FAT volume holds files of up to 4 GB; a larger backup will not fit.",))), "CAUTION", preparation()),
+    "18-completing-commands": (lambda: prepare.Completing(
+        replace(SURVEY, draft=WITH_MORE), DESTINATION), "With it", preparation()),
     "19-selection": (lambda: at_work(prepare.Selecting(), Progress(
         "Counting files...", 106789012, item="usr/share/doc/bash", files=2345)), "2,345", preparation()),
     "19-backup": (lambda: at_minute_four(prepare.Backing(), BACKING_UP), "37%", preparation()),
@@ -814,6 +824,44 @@ async def test_the_wizard_asks_for_the_passphrase_before_anything_counts_down(tm
         await pilot.press(*"good", "enter")
         await until(pilot, "being restarted")
     assert given == [{"c1": b"good"}]
+
+
+async def test_what_a_provider_must_be_told_is_asked_for_in_each_attempt(tmp_path):
+    given, asked = [], []
+    set = replace(SET, provider=ProviderReference("restic"))
+
+    def questions(set, backup, secrets=None):
+        asked.append(secrets)
+        return {} if (secrets or {}).get("provider/password") == b"good" else {"provider/password": "The password"}
+
+    def restored(set, backup, secrets):
+        given.append(dict(secrets))
+        yield RESTORING
+        if len(given) == 1:
+            raise errors.ProviderFailed("The provider restic could not do its restore: the line is down")
+        return RECOVERED
+
+    story = os_restore(pending_set=lambda: set, questions=questions, restore=restored, locks=lambda set: (SAVED,),
+                       opens=lambda set, lock, secrets, passphrase: True)
+    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "sda3_crypt")
+        await pilot.press(*"disk", "enter")
+        await until(pilot, "Needed       The password")
+        await pilot.press(*"bad", "enter")
+        await until(pilot, "This does not open the backup.")
+        await pilot.press(*"good", "enter")
+        await until(pilot, "the line is down")
+        assert "NOT been recovered" in screen_text(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "Needed       The password")
+        await pilot.press(*"good", "enter")
+        await until(pilot, "F=Finish")
+        await pilot.press("f")
+        await until(pilot, "being restarted")
+    assert given == [{"c1": b"disk", "provider/password": b"good"}] * 2
+    assert asked.count(None) == 2
 
 
 async def test_a_disk_with_other_content_waits_for_f8(tmp_path):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bootenv import drift
+from bootenv import carried, commands, drift
 from bootenv.drift import (
     MOTD,
     age_drift,
@@ -22,7 +22,7 @@ from bootenv.drift import (
 from bootenv.events import Difference
 from bootenv.layout import Mount
 from bootenv.probe import probe
-from bootenv.sif import new_id, read_sif, write_sif
+from bootenv.sif import CarriedFile, new_id, read_sif, write_sif
 from console.__main__ import main
 from tests.conftest import MACHINES, machines
 from tests.record import replayed
@@ -114,7 +114,8 @@ def test_an_old_set_is_due():
 def machine(monkeypatch, tmp_path):
     """The recorded machine lvm-bookworm, which has a set."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(drift, "ROOT", tmp_path)
+    for module in (drift, carried, commands):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(drift, "running_kernel", lambda: "6.1")
     monkeypatch.setattr(drift, "installed_packages", lambda: THEN)
     repair = tmp_path / drift.REPAIR
@@ -136,6 +137,24 @@ def test_the_exit_status_says_whether_a_new_set_is_due(machine, monkeypatch, cap
                                        "A new ASR set is due: asr prepare\n")
     assert main(["check", "--drift", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["what"] == "kernel"
+
+
+def test_drivers_and_commands_that_the_set_does_not_have_make_a_new_one_due(machine, tmp_path, capsys):
+    (machine / "etc/asr").mkdir(parents=True)
+    (machine / commands.LIST).write_text("[[commands]]\ntitle = 't'\nargv = ['true']\nwhen = 'after'\n")
+    (machine / "var/lib/asr/drivers").mkdir()
+    (machine / "var/lib/asr/drivers/x.deb").write_text("x")
+    assert main(["check", "--drift"]) == 1
+    said = capsys.readouterr().out
+    assert "drivers: Those that asr add-driver keeps are not those that the set has.\n" in said
+    assert "commands: /etc/asr/commands.toml is not what it was when the set was made.\n" in said
+    set = read_sif((machine / drift.REPAIR).read_bytes())
+    (machine / drift.REPAIR).write_bytes(write_sif(replace(
+        set, files=(*carried.kept(), CarriedFile("providers/x", 1, "0" * 64)), commands=commands.read_commands())))
+    assert main(["check", "--drift"]) == 0
+    (machine / commands.LIST).write_text("[[")
+    assert main(["check", "--drift"]) == 1
+    assert "commands: /etc/asr/commands.toml cannot be used" in capsys.readouterr().out
 
 
 def test_packages_are_those_of_the_newest_set_and_of_no_attempt_that_failed(machine, monkeypatch, capsys):

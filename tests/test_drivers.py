@@ -29,6 +29,8 @@ def disk(tmp_path, monkeypatch):
                 (Path(argv[3]) / file).write_text(f"{KERNEL} SMP preempt")
         if argv[0] == "modprobe" and argv[-1] == "unsigned":
             raise CommandFailed("modprobe failed: could not insert 'unsigned': Key was rejected by service")
+        if argv[0] == "xz" and "broken" in argv[-1]:
+            raise CommandFailed("xz failed: File format not recognized")
         if argv[0] == "xz":
             Path(argv[-1]).rename(argv[-1].removesuffix(".xz"))
         return ""
@@ -84,6 +86,22 @@ def test_of_a_package_only_what_is_for_this_kernel_is_taken(disk, tmp_path):
     assert drivers.load_drivers() == [
         Loaded("broken.deb", "dpkg-deb failed: not a Debian format archive"), Loaded("new.ko"), Loaded("intel/ice.pkg")]
     assert [path.name for path in (tmp_path / "taken/modules").iterdir()] == ["new.ko"]
+
+
+def test_a_module_that_cannot_be_unpacked_costs_only_itself(disk, tmp_path):
+    folder, _ = disk
+    put(folder / "broken.ko.xz")
+    put(folder / "raid.ko")
+    assert drivers.load_drivers() == [Loaded("broken.ko", "xz failed: File format not recognized"), Loaded("raid.ko")]
+    assert [path.name for path in (tmp_path / "taken/modules").iterdir()] == ["raid.ko"]
+
+
+def test_the_drivers_of_a_set_are_loaded_in_the_same_way(disk):
+    folder, _ = disk
+    put(folder / "raid.ko")
+    put(folder / "firmware/rtl_nic/a.fw")
+    assert drivers.load_from(folder) == [Loaded("raid.ko"), Loaded("rtl_nic/a.fw")]
+    assert drivers.load_from(folder / "firmware/rtl_nic") == []
 
 
 def test_secure_boot_is_named_as_the_reason(disk):

@@ -57,6 +57,18 @@ def test_a_job_is_what_its_units_say(systemd, tmp_path):
     assert '"/mnt/My \\"100%%\\" $$disk\\\\x"' in service
 
 
+def test_a_job_may_be_another_products(systemd, tmp_path, capsys):
+    words = ["--when", "Sun 03:00", "--to", "sftp:h:/r", "--disk", "/mnt/stick", "--provider", "restic",
+             "--option", "password-file=/root/my password", "--option", "level=3"]
+    assert main(["schedule", "add", "nightly", *words]) == 0
+    assert "by restic" in capsys.readouterr().out
+    assert jobs() == [Job("nightly", "Sun 03:00", "sftp:h:/r", "/mnt/stick", provider="restic",
+                          options=("password-file=/root/my password", "level=3"))]
+    with pytest.raises(SystemExit):
+        main(["schedule", "add", "nightly", *words, "--keep", "3"])
+    assert "--keep" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed here")
 @pytest.mark.disks
 def test_systemd_takes_the_units(systemd, tmp_path, monkeypatch):

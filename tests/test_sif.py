@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from bootenv import sif
 from bootenv.errors import AsrError, DamagedSif, NewerSchema
 from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
-from bootenv.sif import AsrSet, BackupReference, new_id, read_sif, write_sif
+from bootenv.sif import (
+    AsrSet,
+    BackupReference,
+    CarriedFile,
+    Command,
+    ProviderReference,
+    new_id,
+    read_sif,
+    write_sif,
+)
 
 DISK = Disk("0x1", "/dev/sda", 10**10, label="dos", label_id="0x1", serial="S", model="M")
 LAYOUT = Layout(
@@ -36,6 +45,25 @@ def test_any_name_survives(host, label, name):
                      LAYOUT.partitions[1]))
     set = replace(SET, host=host, layout=layout)
     assert read_sif(write_sif(set)) == set
+
+
+words = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
+commands = st.builds(
+    Command, title=st.from_regex(r"[A-Za-z0-9 ]{1,40}", fullmatch=True), when=st.just("after"), critical=st.booleans(),
+    argv=st.tuples(st.sampled_from(("ls", "/bin/ls")), words, words), where=st.sampled_from(("recovery", "system")))
+files = st.builds(CarriedFile, path=st.from_regex(r"drivers(/[a-z][a-z0-9.,_-]{0,9}){1,3}", fullmatch=True),
+                  size=st.integers(0, 2**20), sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True))
+
+
+keys = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
+providers = st.builds(ProviderReference, name=keys, options=st.dictionaries(keys, words, max_size=3))
+
+
+@given(files=st.lists(files, max_size=1), commands=st.lists(commands, max_size=4), provider=st.none() | providers)
+def test_what_goes_along_survives_and_older_versions_refuse_it(files, commands, provider):
+    set = replace(SET, files=tuple(files), commands=tuple(commands), provider=provider)
+    assert read_sif(write_sif(set)) == set
+    assert (b"\nschema = 2\n" in write_sif(set)) == bool(files or commands or provider)
 
 
 def test_tables_of_other_products_survive():
@@ -100,6 +128,38 @@ def test_a_newer_schema_is_refused_with_a_sentence():
     {"mount": [{"filesystem": "root", "point": "/etc", "mode": 0o10000}]},
     {"mount": [{"filesystem": "root", "point": "/etc", "owner": 2**32 - 1}]},
     {"backup": {"name": "../x"}},
+    {"files": [{"path": "drivers/../../etc/passwd", "size": 1, "sha256": "0" * 64}]},
+    {"files": [{"path": "/drivers/a.ko", "size": 1, "sha256": "0" * 64}]},
+    {"files": [{"path": "drivers/-a.ko", "size": 1, "sha256": "0" * 64}]},
+    {"files": [{"path": "drivers/*.ko", "size": 1, "sha256": "0" * 64}]},
+    {"files": [{"path": "asr.sif", "size": 1, "sha256": "0" * 64}]},
+    {"files": [{"path": f"drivers/{'a/' * 9}a.ko", "size": 1, "sha256": "0" * 64}]},
+    {"files": [{"path": "drivers/a.ko", "size": 2**40, "sha256": "0" * 64}]},
+    {"files": [{"path": "drivers/a.ko", "size": 1, "sha256": "0" * 63}]},
+    {"files": [{"path": "drivers/a.ko", "size": 1}]},
+    {"files": [{"path": f"drivers/{name}", "size": 1, "sha256": "0" * 64} for name in ("a.ko", "A.ko")]},
+    {"files": [{"path": f"drivers/{name}", "size": 1, "sha256": "0" * 64} for name in ("a", "a/b")]},
+    {"files": [{"path": f"drivers/{n}.ko", "size": 1, "sha256": "0" * 64} for n in range(513)]},
+    {"files": [{"path": "providers/a b", "size": 1, "sha256": "0" * 64}]},
+    {"provider": []},
+    {"provider": {}},
+    {"provider": {"name": "../x"}},
+    {"provider": {"name": "-x"}},
+    {"provider": {"name": "x", "options": {"A=b": "c"}}},
+    {"provider": {"name": "x", "options": {"a": 5}}},
+    {"provider": {"name": "x", "path": "/bin/sh"}},
+    {"commands": [{"title": "t", "argv": [], "when": "after"}]},
+    {"commands": [{"title": "t", "argv": ["--help"], "when": "after"}]},
+    {"commands": [{"title": "t", "argv": ["bin/x"], "when": "after"}]},
+    {"commands": [{"title": "t", "argv": "ls", "when": "after"}]},
+    {"commands": [{"title": "t", "argv": ["ls"], "when": "never"}]},
+    {"commands": [{"title": "t", "argv": ["ls"], "when": "after", "where": "elsewhere"}]},
+    {"commands": [{"title": "t", "argv": ["ls"], "when": "before", "where": "system"}]},
+    {"commands": [{"title": "a\nb", "argv": ["ls"], "when": "after"}]},
+    {"commands": [{"argv": ["ls"], "when": "after"}]},
+    {"commands": [{"title": "t", "argv": ["ls"], "when": "after", "critical": "no"}]},
+    {"commands": [{"title": "t", "argv": ["ls"], "when": "after", "password": "x"}]},
+    {"commands": [{"title": "t", "argv": ["ls"] * 300, "when": "after"}]},
 ], ids=repr)
 def test_hostile_records_are_refused(change):
     with pytest.raises(DamagedSif):
