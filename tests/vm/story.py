@@ -160,9 +160,12 @@ def give_passphrase(guest: Guest, pattern: str, times: int = 1) -> None:
 
 def running(guest: Guest) -> Facts:
     """What only a running machine tells: the lines of its UEFI boot menu that start from its disks, and its swap."""
-    said = done(guest, "test ! -d /sys/firmware/efi || efibootmgr; echo; swapon --show=TYPE,SIZE,UUID,LABEL --raw")
-    menu, _, swap = said.partition("\n\n")
-    return {"swap": {"areas": sorted(swap.splitlines()[1:])}, **{
+    menu = done(guest, "test ! -d /sys/firmware/efi || efibootmgr")
+    # A message of the kernel may stand among the lines.
+    swap = [line for line in done(guest, "swapon --show=TYPE,SIZE,UUID,LABEL --raw").splitlines()
+            if line.startswith(("partition ", "file "))]
+    assert swap, "each sample machine has some"
+    return {"swap": {"areas": sorted(swap)}, **{
         f"boot option {label}": {"loader": loader, "active": active == "*"}
         for active, label, loader in re.findall(r"^Boot[0-9A-F]{4}([* ]) (.*?)\t(HD\(.*?)\s*$", menu, re.MULTILINE)}}
 
