@@ -519,7 +519,9 @@ def _devices(machine: Machine) -> Iterator[Mapping[str, object]]:
     if machine.cdrom:
         yield {"driver": "ide-cd", "id": "cdrom", "drive": "cdrom-image", **_bootindex(machine, "cdrom", 0)}
     if machine.network or machine.ssh or machine.tftp:
-        yield {"driver": "virtio-net-pci", "netdev": "network", **_bootindex(machine, "network", 0)}
+        # UEFI has drivers of its own; those in the card's ROM (iPXE's) give shim a file of a wrong size.
+        rom = {} if machine.firmware == "bios" else {"romfile": ""}
+        yield {"driver": "virtio-net-pci", "netdev": "network", **rom, **_bootindex(machine, "network", 0)}
 
 
 def _bootindex(machine: Machine, kind: Bootable, number: int) -> dict[str, object]:
