@@ -36,6 +36,7 @@ SIF = "asr.sif"
 _NEW = "asr.new"                       # asr.sif until it is whole
 _FLOPPY_SECTORS = 1440                 # of 1 KiB, as mkfs.fat counts
 _LOG_BYTES = 200_000
+_NO_DISK = "The backup is not affected; no ASR disk was made."
 _NAMED = 4                             # of the files on a disk, so many are shown
 
 
@@ -55,6 +56,7 @@ class Content:
 
     sifs: Mapping[str, bytes]          # asr.sif by its folder, "" for the root
     files: tuple[str, ...] = ()        # what else is in the root
+    formatted: bool = True             # False: there is no file system
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _looked_at(set: AsrSet, place: str, agreed: bool, format: bool) -> tuple[str
     except CommandFailed as error:
         unreadable = _why_unreadable(place, device, error)
         if isinstance(unreadable, AsrDiskUnformatted) and format:
-            return "", Content({})
+            return "", Content({}, formatted=False)
         raise unreadable from None
     found = " ".join(_said(content, set))
     if found and not agreed:
@@ -199,7 +201,7 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
     device = filesystem_of(place)
     if not os.path.exists(device):
         make_image(device)
-    elif format:
+    elif not content.formatted:
         format_disk(device)
     older = _readable(content.sifs.get(folder, b""))
     # Without its provider a set is of no use: that is known before the older one goes, which takes its files with it.
@@ -215,8 +217,7 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
         same = False
     if not same:
         raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
-                                hint="The disk is worn out: insert another one.",
-                                untouched="The backup is not affected; no ASR disk was made.")
+                                hint="The disk is worn out: insert another one.", untouched=_NO_DISK)
     remove_files(device, folder, {file.path for found in (older, set) if found for file in found.files})
     yield from _put_files(set, device, folder, files or {})
     yield Progress(f"{place} matches", 3, 3)
@@ -397,7 +398,7 @@ def format_disk(device: str) -> None:
              "-I",                             # the whole of a stick, without a partition table
              "-n", "ASR", device))
     except CommandFailed as error:
-        raise AsrDiskUnwritable(f"{device} could not be formatted: {error}",
+        raise AsrDiskUnwritable(f"{device} could not be formatted: {error}", untouched=_NO_DISK,
                                 hint="The disk is worn out or write-protected: insert another one.") from None
 
 
@@ -426,7 +427,7 @@ def write_asr_disk(device: str, files: Mapping[str, bytes], folder: str = "") ->
                 if "full" in str(error).lower():
                     raise AsrDiskFull(f"There is no room for {name} on {device}.",
                                       hint="Insert an empty disk.") from None
-                raise AsrDiskUnwritable(f"{device} could not be written: {error}",
+                raise AsrDiskUnwritable(f"{device} could not be written: {error}", untouched=_NO_DISK,
                                         hint="The disk is worn out or write-protected: insert another one.") from None
     flush(device)
 
@@ -440,8 +441,8 @@ def flush(place: str) -> None:
         if Path(place).is_block_device():
             run(("blockdev", "--flushbufs", place))
     except (OSError, CommandFailed) as error:
-        raise AsrDiskUnwritable(f"{place} could not be written to its end: {error}",
-                                hint="Insert another disk.") from None
+        raise AsrDiskUnwritable(f"{place} could not be written to its end: {error}", hint="Insert another disk.",
+                                untouched=_NO_DISK) from None
 
 
 def describe(device: str) -> str:

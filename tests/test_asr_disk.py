@@ -252,6 +252,17 @@ def test_sets_of_several_computers_are_all_found_and_each_once(drives, floppy, t
         (SET.id, floppy, ""), (OTHER.id, floppy, "web1.example.org")}
 
 
+def test_formatting_is_for_a_disk_without_a_file_system_whatever_was_asked(floppy, tmp_path):
+    made(SET, floppy)
+    write_asr_disk(floppy, {"photo.jpg": b"keep"})
+    made(NEWER, floppy, agreed=True, format=True)
+    assert read_asr_disk(floppy) == {"": write_sif(NEWER)}
+    assert run(("mtype", "-i", floppy, "::/photo.jpg")) == "keep"
+    (tmp_path / "folder").mkdir()
+    made(SET, str(tmp_path / "folder"), format=True)
+    assert read_asr_disk(str(tmp_path / "folder")) == {"": SIF}
+
+
 def test_it_is_said_whether_a_backups_disk_is_in_a_drive(floppy, drives, monkeypatch):
     monkeypatch.setattr(files, "read_first", lambda path: SIF)
     assert files.disk_of("x.tar.zst") == ("Its ASR disk was not seen: Setup could not find an ASR disk in any drive.")
