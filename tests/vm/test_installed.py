@@ -102,6 +102,8 @@ echo {HOSTNAME} >"$1/etc/hostname"
 echo "/dev/vda1 / ext4 errors=remount-ro 0 1" >"$1/etc/fstab"
 systemctl --quiet --root="$1" mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer
 """
-    return ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join((*PACKAGES, *DEPENDS))}",
+    merged = ("usr-is-merged",) if suite == "bookworm" else ()         # there a script in Perl would merge /usr
+    return ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join((*PACKAGES, *DEPENDS, *merged))}",
+            *(("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",) if merged else ()),
             '--aptopt=APT::Install-Recommends "false"', *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
             "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*", f"--customize-hook={settings}", suite)
