@@ -39,8 +39,10 @@ def test_an_installed_computer_says_when_a_set_is_due_and_makes_it_by_itself(
         # A job, started as its timer starts it.
         done(guest, "asr schedule add nightly --when daily --to /dev/disk/by-label/BACKUP --disk /dev/fd0", 300)
         assert done(guest, f"systemctl is-active {JOB}.timer").strip() == "active"
-        done(guest, f"systemctl start {JOB}", 3000)
-        assert "The backup and the ASR disk were read back and match." in done(guest, f"journalctl --no-pager -u {JOB}")
+        status, _ = guest.serial.run(f"systemctl start {JOB}", 3000)
+        journal = done(guest, f"journalctl --no-pager -u {JOB}")
+        assert status == 0, journal
+        assert "The backup and the ASR disk were read back and match." in journal
         assert "ASR:" not in log_in_again(guest)
 
         # A package that matters: apt's hook says so at once, and logins until there is a new set.
