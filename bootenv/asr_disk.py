@@ -27,6 +27,7 @@ from .errors import (
     NewerSchema,
     NoAsrDisk,
     OtherSet,
+    ToolMissing,
 )
 from .events import Difference, Event, Progress
 from .run import LOG, ROOT, log, run
@@ -364,6 +365,9 @@ def _check_drive(place: str, device: str) -> None:
 
 def _why_unreadable(place: str, device: str, error: CommandFailed) -> AsrError:
     """A disk that mtools can't read: not formatted, formatted for something else, or worn out."""
+    if "code page" in str(error):              # small systems have these in a package of their own
+        return ToolMissing("mtools can read no disk: the C library's character sets are not installed.",
+                           hint="Install glibc-gconv-extra (Fedora) or libc-gconv-modules-extra (Debian).")
     try:
         with open(device, "rb") as file:
             file.read(18 * 512)                # a floppy's first track: all that matters lies there

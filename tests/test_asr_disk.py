@@ -23,8 +23,10 @@ from bootenv.errors import (
     AsrDiskNotBlank,
     AsrDiskUnformatted,
     AsrDiskUnwritable,
+    CommandFailed,
     DamagedSif,
     NoAsrDisk,
+    ToolMissing,
 )
 from bootenv.layout import Disk, Layout
 from bootenv.run import run
@@ -261,6 +263,17 @@ def test_formatting_is_for_a_disk_without_a_file_system_whatever_was_asked(flopp
     (tmp_path / "folder").mkdir()
     made(SET, str(tmp_path / "folder"), format=True)
     assert read_asr_disk(str(tmp_path / "folder")) == {"": SIF}
+
+
+def test_mtools_without_character_sets_is_not_the_disks_fault(floppy, monkeypatch):
+    made(SET, floppy)
+
+    def without(argv, **options):
+        raise CommandFailed("mdir failed: Error converting to codepage 850 Invalid argument Error setting code page")
+
+    monkeypatch.setattr(asr_disk, "run", without)
+    with pytest.raises(ToolMissing, match="character sets are not installed"):
+        check_disk(NEWER, floppy, agreed=True)
 
 
 def test_it_is_said_whether_a_backups_disk_is_in_a_drive(floppy, drives, monkeypatch):

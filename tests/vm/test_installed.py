@@ -108,4 +108,6 @@ systemctl --quiet --root="$1" mask apt-daily.timer apt-daily-upgrade.timer dpkg-
     return ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join((*PACKAGES, *DEPENDS, *merged))}",
             *(("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",) if merged else ()),
             '--aptopt=APT::Install-Recommends "false"', *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
-            "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*", f"--customize-hook={settings}", suite)
+            "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*",
+            "--dpkgopt=path-include=/usr/lib/x86_64-linux-gnu/gconv/*",        # mtools reads FAT by them
+            f"--customize-hook={settings}", suite)
