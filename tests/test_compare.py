@@ -197,6 +197,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.disks
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_of_tables_and_file_systems_are_seen(changed, change):
@@ -204,6 +205,7 @@ def test_changes_of_tables_and_file_systems_are_seen(changed, change):
 
 
 @pytest.mark.disks
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_seen(changed, damage):
