@@ -46,7 +46,7 @@ def test_an_installed_computer_says_when_a_set_is_due_and_makes_it_by_itself(
         assert "ASR:" not in log_in_again(guest)
 
         # A package that matters: apt's hook says so at once, and logins until there is a new set.
-        assert "a new ASR set of this computer is due" in done(guest, "apt-get -qq purge acl", 600)
+        assert "A new ASR set is due" in done(guest, "apt-get -qq purge acl", 600)
         assert "a new ASR set of this computer is due" in log_in_again(guest)
         done(guest, "systemctl start asr-drift.service", 300)
         assert "a new ASR set of this computer is due" in log_in_again(guest)
