@@ -207,6 +207,8 @@ def remove_job(name: str) -> None:
         path.unlink(missing_ok=True)
     notice(f"job-{name}", "")
     run(("systemctl", "daemon-reload"), check=False)
+    # One that has failed would be remembered without its file.
+    run(("systemctl", "reset-failed", f"{_JOB}{name}.service"), check=False)
 
 
 def remove_all() -> None:
