@@ -31,7 +31,7 @@ from .errors import (
 )
 from .events import Difference, Event, Progress
 from .run import LOG, ROOT, log, run
-from .sif import AsrSet, CarriedFile, read_sif, write_sif
+from .sif import DRIVERS, PROVIDERS, AsrSet, CarriedFile, read_sif, write_sif
 
 SIF = "asr.sif"
 _NEW = "asr.new"                       # asr.sif until it is whole
@@ -205,9 +205,11 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
     elif not content.formatted:
         format_disk(device)
     older = _readable(content.sifs.get(folder, b""))
+    # For this and the next asr.sif, and for a log that is written beside the older one.
+    reserved = 2 * len(sif) + 2 * _LOG_BYTES
     # Without its provider a set is of no use: that is known before the older one goes, which takes its files with it.
-    _check_room([file for file in set.files if file.path.startswith("providers/")], device,
-                _reserved(set) - sum(file.size for file in (older.files if older else ())))
+    _check_room(set.files_in(PROVIDERS), device,
+                reserved - sum(file.size for file in (older.files if older else ())))
     yield Progress(f"Writing {place}", 1, 3, SIF)
     write_asr_disk(device, {SIF: sif}, folder)
     write_log(device, folder)
@@ -220,39 +222,34 @@ def put(set: AsrSet, place: str, files: Mapping[str, Path] | None = None, *, agr
         raise AsrDiskUnwritable(f"{place} was written, but reads back differently.",
                                 hint="The disk is worn out: insert another one.", untouched=_NO_DISK)
     remove_files(device, folder, {file.path for found in (older, set) if found for file in found.files})
-    yield from _put_files(set, device, folder, files or {})
+    yield from _put_files(set, device, folder, files or {}, reserved)
     yield Progress(f"{place} matches", 3, 3)
 
 
-def _put_files(set: AsrSet, device: str, folder: str, files: Mapping[str, Path]) -> Iterator[Event]:
+def _put_files(set: AsrSet, device: str, folder: str, files: Mapping[str, Path], reserved: int) -> Iterator[Event]:
     """What goes along, beside the set's asr.sif. Raises AsrDiskFull for a provider, without which nothing is restored.
     """
-    for kind in ("providers", "drivers"):
-        wanted = [file for file in set.files if file.path.startswith(f"{kind}/")]
+    for kind in (PROVIDERS, DRIVERS):
+        wanted = set.files_in(kind)
         lacking = [file.path for file in wanted if file.path not in files]
         if lacking:
             yield Difference(kind, f"{len(lacking)} of {len(wanted)} are not at hand as they were recorded, so none is "
                                    "on this ASR disk." + ("" if set.provider else " They are in the backup."))
             continue
         try:
-            _check_room(wanted, device, _reserved(set))
+            _check_room(wanted, device, reserved)
             for file in wanted:
                 yield Progress(f"Writing {device}", 2, 3, file.path)
                 path = PurePosixPath(folder, file.path)
                 write_asr_disk(device, {path.name: files[file.path].read_bytes()}, str(path.parent))
         except AsrDiskFull:
             remove_files(device, folder, {file.path for file in wanted})
-            if kind == "providers":
+            if kind == PROVIDERS:
                 raise
             where = ("Setup cannot look for them in another product's backup: take a larger disk." if set.provider else
                      "They are in the backup only: it must be connected when Setup looks at the disks.")
             size = sum(file.size for file in wanted)
             yield Difference(kind, f"There is no room for {size:,} bytes of drivers on this ASR disk. {where}")
-
-
-def _reserved(set: AsrSet) -> int:
-    """For this and the next asr.sif, and for a log that is written beside the older one."""
-    return 2 * len(write_sif(set)) + 2 * _LOG_BYTES
 
 
 def _check_room(files: Collection[CarriedFile], device: str, reserved: int) -> None:

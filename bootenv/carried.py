@@ -25,12 +25,11 @@ from .backup import restore_backup
 from .errors import AsrError, CommandFailed, NoDriver
 from .events import Difference
 from .run import ROOT, STATE, log
-from .sif import CARRIED_PATH, AsrSet, CarriedFile, why_not_carried
+from .sif import CARRIED_PATH, DRIVERS, PROVIDERS, AsrSet, CarriedFile, why_not_carried
 from .volumes import find_backup, forget
 
 MACHINE = "var/lib/asr"                # where the files lie on the machine and in its backup, by their paths
 _GATHERED = STATE / "carried"          # and in the recovery environment, by the set's id
-DRIVERS, PROVIDERS = "drivers", "providers"            # the folders, beside asr.sif
 _PACKED = {"gz": gzip.decompress, "xz": lzma.decompress,
            # What the kernel's build compresses does not say how large it was.
            "zst": lambda data: zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()}
@@ -105,7 +104,7 @@ def at_hand(set: AsrSet, program: Path | None = None) -> dict[str, Path]:
 
     program: the provider's executable on this machine.
     """
-    found = {file: _home(file.path) for file in set.files if file.path.startswith(f"{DRIVERS}/")}
+    found = {file: _home(file.path) for file in set.files_in(DRIVERS)}
     if program:
         found |= {file: program for file in set.files if file.path == f"{PROVIDERS}/{program.name}"}
     return {file.path: path for file, path in found.items() if is_whole(path, file)}
@@ -177,8 +176,7 @@ def gather(disk: AsrDisk, folder: str) -> list[Difference]:
     What is already there stays; what can't be had is said.
     """
     here = gathered(disk.set)
-    missing = [file for file in disk.set.files
-               if file.path.startswith(f"{folder}/") and not is_whole(here / file.path, file)]
+    missing = [file for file in disk.set.files_in(folder) if not is_whole(here / file.path, file)]
     for file in missing if disk.device else ():
         (here / file.path).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from .carried import DRIVERS, kept
+from .carried import kept
 from .check import critical_part, recoverable_part
 from .commands import LIST, read_commands
 from .errors import BadCommands, NoAsrDisk
@@ -14,7 +14,7 @@ from .events import Difference
 from .layout import Layout, human
 from .probe import probe
 from .run import ROOT, has_tool, run
-from .sif import AsrSet, now, read_sif
+from .sif import DRIVERS, AsrSet, now, read_sif
 
 REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
 # That were installed then: a name and a version on each line. With the set's id, so that it is in the set's backup, and
@@ -150,7 +150,7 @@ def package_drift(then: Mapping[str, str], today: Mapping[str, str]) -> Iterator
 
 def carried_drift(set: AsrSet) -> Iterator[Difference]:
     """Drivers and commands that go along with a set, and that a new one would have otherwise."""
-    if {file for file in set.files if file.path.startswith(f"{DRIVERS}/")} != {*kept()}:
+    if {*set.files_in(DRIVERS)} != {*kept()}:
         yield Difference("drivers", "Those that asr add-driver keeps are not those that the set has.")
     try:
         changed = set.commands != read_commands()

@@ -31,7 +31,7 @@ from .plan import plan
 from .probe import kernel_names, mount_table, os_release, probe
 from .provider import SHIPPED, back_up, find_provider, make_plan
 from .run import ROOT, STATE, log, run
-from .sif import AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
+from .sif import DRIVERS, AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
 from .snapshot import held_still
 
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
@@ -71,8 +71,7 @@ class Survey:
     def excluding(self) -> Excluding:
         exclude = (*_excluded(self.draft.layout), *LISTED, *self.exclude)
         # The drivers of the set must be in it, whatever was asked for.
-        files = tuple(glob.escape(f"{carried.MACHINE}/{file.path}") for file in self.draft.files
-                      if file.path.startswith(f"{carried.DRIVERS}/"))
+        files = tuple(glob.escape(f"{carried.MACHINE}/{file.path}") for file in self.draft.files_in(DRIVERS))
         return {"exclude": exclude, "include": (*self.include, *files), "caches": False}
 
 

@@ -54,11 +54,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .carried import PROVIDERS, gathered, is_whole
+from .carried import gathered, is_whole
 from .errors import CommandFailed, NoProvider, ProviderFailed, ToolMissing
 from .events import Difference, Event, Progress
 from .run import ROOT, lines_of, log
-from .sif import AsrSet
+from .sif import PROVIDERS, AsrSet
 
 SHIPPED = Path(__file__).with_name("providers")
 _FOLDERS = ("etc/asr/providers", "usr/lib/asr/providers")

@@ -11,7 +11,7 @@ from .asr_disk import SIF, AsrDisk, write_log
 from .asr_disk import find_asr_disks as find_sets
 from .backup import restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
-from .carried import DRIVERS, PROVIDERS, gather, gathered
+from .carried import gather, gathered
 from .commands import missing_tools
 from .drivers import Loaded, carry, load_drivers, load_from, release
 from .errors import (
@@ -33,7 +33,7 @@ from .prepare import HEADERS as SAVED_HEADERS
 from .probe import mount_table, probe
 from .provider import make_plan, provider_of
 from .run import LOG, STATE, has_tool, log, run
-from .sif import AsrSet, write_sif
+from .sif import DRIVERS, PROVIDERS, AsrSet, write_sif
 from .target import mounted
 from .volumes import every_backup, find_backup, forget
 
@@ -61,7 +61,7 @@ def checks(disk: AsrDisk, *, without_backup: bool = False) -> Iterator[Check]:
     `without_backup`: a person said that the backup will be connected later; it is not looked for.
     """
     yield Check(f"ASR disk of {disk.set.host}, created {disk.set.created:%Y-%m-%d %H:%M} UTC")
-    if any(file.path.startswith(DRIVERS) for file in disk.set.files):
+    if disk.set.files_in(DRIVERS):
         yield _load_carried(disk)      # first: the disks and the backup may need them
     yield Check("Firmware", _firmware(disk))
     yield _plan_check(disk)

@@ -483,7 +483,10 @@ def _network(machine: Machine) -> Iterator[str]:
     if machine.network or machine.ssh or machine.tftp:
         forward = f",hostfwd=tcp:127.0.0.1:{machine.ssh}-:22" if machine.ssh else ""
         served = f",tftp={machine.tftp[0]},bootfile={machine.tftp[1]}" if machine.tftp else ""
-        yield from ("-netdev", f"user,id=network{forward}{served}")
+        # UEFI has drivers of its own; those in the card's ROM (iPXE's) give shim a file of a wrong size.
+        rom = {} if machine.firmware == "bios" else {"romfile": ""}
+        card = {"driver": "virtio-net-pci", "netdev": "network", **rom, **_bootindex(machine, "network", 0)}
+        yield from ("-netdev", f"user,id=network{forward}{served}", *_options("-device", iter((card,))))
 
 
 def _nodes(machine: Machine) -> Iterator[Mapping[str, object]]:
@@ -518,10 +521,6 @@ def _devices(machine: Machine) -> Iterator[Mapping[str, object]]:
         yield {**_stick(f"stick{number}"), **_bootindex(machine, "stick", number)}
     if machine.cdrom:
         yield {"driver": "ide-cd", "id": "cdrom", "drive": "cdrom-image", **_bootindex(machine, "cdrom", 0)}
-    if machine.network or machine.ssh or machine.tftp:
-        # UEFI has drivers of its own; those in the card's ROM (iPXE's) give shim a file of a wrong size.
-        rom = {} if machine.firmware == "bios" else {"romfile": ""}
-        yield {"driver": "virtio-net-pci", "netdev": "network", **rom, **_bootindex(machine, "network", 0)}
 
 
 def _bootindex(machine: Machine, kind: Bootable, number: int) -> dict[str, object]:

@@ -18,7 +18,7 @@ from .bootloader import (
     recovery_folder,
     remove_minimal,
 )
-from .carried import PROVIDERS, gather
+from .carried import gather
 from .commands import run_commands
 from .errors import AsrError, NoAsrDisk, WrongPassphrase
 from .events import Difference, Event, Progress
@@ -29,7 +29,7 @@ from .probe import probe
 from .provider import make_plan, provider_of, restore_files, secret_of
 from .recover import Check, Lock, restart
 from .run import LOG, log
-from .sif import AsrSet, read_sif
+from .sif import PROVIDERS, AsrSet, read_sif
 from .target import assembled, enroll_keys, make_swap_files, mounted, set_read_only
 from .volumes import FoundBackup, find_backup, forget, open_backup
 

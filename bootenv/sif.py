@@ -67,7 +67,8 @@ _MOST_BYTES = 2**63 - 1                # what the kernel's off_t holds
 _MOST_FILES, _MOST_OF_FILES = 512, 2**29       # that a set carries along, and bytes: they lie in memory for a while
 _MOST_WORDS = 256                      # of a command
 # Firmware's names are the kernel's; FAT, mtools and options must not find anything of theirs in them.
-CARRIED_PATH = re.compile(r"(drivers|providers)(/\w[\w.,+~%@-]*)+", re.ASCII)
+DRIVERS, PROVIDERS = "drivers", "providers"                # folders beside asr.sif
+CARRIED_PATH = re.compile(rf"({DRIVERS}|{PROVIDERS})(/\w[\w.,+~%@-]*)+", re.ASCII)
 PROVIDER = re.compile(r"\w[\w.-]{0,40}", re.ASCII)         # its name, which is a file's
 OPTION = re.compile(r"[a-z][a-z0-9-]{0,40}")               # the name of an option of it
 
@@ -132,6 +133,10 @@ class AsrSet:
     files: tuple[CarriedFile, ...] = ()
     commands: tuple[Command, ...] = ()         # in the order in which they run
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def files_in(self, folder: str) -> tuple[CarriedFile, ...]:
+        """What goes along in one of the folders beside asr.sif."""
+        return tuple(file for file in self.files if file.path.startswith(f"{folder}/"))
 
 
 def backup_of(set: AsrSet) -> str:

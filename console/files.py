@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,31 +26,32 @@ _WARNING = "Nothing was restored yet."
 
 
 async def restore_files(app: "SetupApp") -> None:
-    """From the Welcome page and back to it."""
-    try:
-        found = await app.ask(Searching())
-        question = "Restore single files: from which backup?"
-        while (backup := await chosen(app, found, question)) and not await from_backup(app, backup):
-            pass
-    except Exception as error:
-        await app.ask(app.page_for(error, "cancel"))
-    finally:
-        await asyncio.to_thread(story.forget)
+    await _with_chosen(app, "Restore single files: from which backup?", from_backup)
 
 
 async def verify_backup(app: "SetupApp") -> None:
-    """From the Welcome page and back to it."""
+    await _with_chosen(app, "Verify: which backup?", verified)
+
+
+async def _with_chosen(app: "SetupApp", question: str, do: "Callable[[SetupApp, str], Awaitable[bool]]") -> None:
+    """From the Welcome page and back to it: what is done with one backup after the other, until it says True."""
     try:
         found = await app.ask(Searching())
-        while backup := await chosen(app, found, "Verify: which backup?"):
-            damaged = await app.perform(Verifying(), story.verify(backup))
-            await app.ask(Verified(backup, damaged, await asyncio.to_thread(story.disk_of, backup)))
+        while (backup := await chosen(app, found, question)) and not await do(app, backup):
+            pass
     except Cancelled:
         pass
     except Exception as error:
         await app.ask(app.page_for(error, "cancel"))
     finally:
         await asyncio.to_thread(story.forget)
+
+
+async def verified(app: "SetupApp", backup: str) -> bool:
+    """False: another one may be verified next."""
+    damaged = await app.perform(Verifying(), story.verify(backup))
+    await app.ask(Verified(backup, damaged, await asyncio.to_thread(story.disk_of, backup)))
+    return False
 
 
 async def from_backup(app: "SetupApp", backup: str) -> bool:

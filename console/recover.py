@@ -85,6 +85,11 @@ class RecoverApp(SetupApp):
             pass
         await self.ask(Reboot())
 
+    def reach(self, place: str) -> None:
+        """Once the disks are changed, there is no way back from that."""
+        if not self.changed:
+            self.reached.write_text(place)
+
     async def ask(self, page: Page[T]) -> T:
         if self.changed:
             page.WARNING = self.changed
@@ -129,8 +134,7 @@ class RecoverApp(SetupApp):
         return not self.hardware_ready.exists() and await self.ask(Inspecting(self.hardware_ready))
 
     async def welcome(self) -> None:
-        if not self.changed:
-            self.reached.write_text(_WELCOME)
+        self.reach(_WELCOME)
         while (wish := await self.ask(Welcome())) != "recover":
             if wish == "restore":
                 await restore_files(self)
@@ -142,8 +146,7 @@ class RecoverApp(SetupApp):
 
     async def asr_disk(self) -> "AsrDisk | None":
         """The set to recover: of the ASR disk in a drive, or of a copy; None when the technician went back."""
-        if not self.changed:
-            self.reached.write_text(_WANTED)
+        self.reach(_WANTED)
         while True:
             try:
                 found = await self.ask(InsertDisk())
@@ -178,8 +181,8 @@ class RecoverApp(SetupApp):
             match = await asyncio.to_thread(self.story.match_disks, disk)
             await self.ask(Disks(match))
             secrets = await self.passphrases(disk)
+            self.reach(_CHANGED)
             self.changed = _DISKS_CHANGED
-            self.reached.write_text(_CHANGED)
             await self.perform(Preparing(), self.story.recover(disk, match, secrets))
         except BackupNotFound as error:
             self.without_backup = await self.ask(self.page_for(error, "agree")) == "agree"

@@ -18,7 +18,7 @@ from bootenv.errors import BackupNotFound, NoDriver
 from bootenv.events import Difference
 from bootenv.exclude import Excluder
 from bootenv.run import run
-from bootenv.sif import CarriedFile, new_id, write_sif
+from bootenv.sif import DRIVERS, CarriedFile, new_id, write_sif
 from bootenv.volumes import FoundBackup
 from console.__main__ import main
 from tests.test_sif import SET
@@ -234,13 +234,13 @@ def gathered(tmp_path) -> set[str]:
 
 def test_drivers_come_from_the_disk(disk, tmp_path):
     put_file(tmp_path / "disk/drivers/stranger.ko")
-    assert carried.gather(disk, carried.DRIVERS) == []
+    assert carried.gather(disk, DRIVERS) == []
     assert gathered(tmp_path) == {RAID.path, FIRMWARE.path}
 
 
 def test_a_driver_that_is_not_as_recorded_is_left_alone_and_said(disk, tmp_path):
     put_file(tmp_path / "disk" / RAID.path, MODULE[:-1] + b"!")
-    [said] = carried.gather(disk, carried.DRIVERS)
+    [said] = carried.gather(disk, DRIVERS)
     assert said.what == "raid.ko"
     assert "not as recorded" in said.why
     assert gathered(tmp_path) == {FIRMWARE.path}
@@ -252,7 +252,7 @@ def test_what_the_disk_lacks_comes_from_the_backup(device, disk, filled, tmp_pat
         pass
     monkeypatch.setattr(carried, "find_backup", lambda set: FoundBackup(str(tmp_path / "b.tar.zst"), "b", set))
     (tmp_path / "disk" / RAID.path).unlink()
-    assert carried.gather(replace(disk, device=device and disk.device), carried.DRIVERS) == []
+    assert carried.gather(replace(disk, device=device and disk.device), DRIVERS) == []
     assert gathered(tmp_path) == {RAID.path, FIRMWARE.path}
 
 
@@ -263,7 +263,7 @@ def test_a_link_in_a_strangers_backup_is_no_driver(disk, filled, tmp_path, monke
     for _ in write_backup(tmp_path / "b.tar.zst", [Source(filled)], ("asr.sif", write_sif(WITH_DRIVERS))):
         pass
     monkeypatch.setattr(carried, "find_backup", lambda set: FoundBackup(str(tmp_path / "b.tar.zst"), "b", set))
-    assert [said.what for said in carried.gather(replace(disk, device=""), carried.DRIVERS)] == ["raid.ko"]
+    assert [said.what for said in carried.gather(replace(disk, device=""), DRIVERS)] == ["raid.ko"]
 
 
 def test_setup_says_what_became_of_them_and_goes_on(disk, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from bootenv.layout import SwapFile
 from bootenv.match import Match
 from bootenv.prepare import Survey
 from bootenv.provider import find_provider, make_plan, provider_of, secret_of
-from bootenv.sif import BackupReference, ProviderReference, read_sif
+from bootenv.sif import PROVIDERS, BackupReference, ProviderReference, read_sif
 from bootenv.volumes import FoundBackup
 from console.__main__ import main
 from tests.test_sif import SET
@@ -179,7 +179,7 @@ def test_a_provider_written_from_the_page_backs_up_and_restores(machine, program
     # Boot recovery has the ASR disk; another program that happens to have the provider's name is none of its business.
     program.write_text("#!/bin/sh\nexit 1\n")
     set = read_sif((tmp_path / "disk/asr.sif").read_bytes())
-    assert carried.gather(AsrDisk(str(tmp_path / "disk"), "disk", set), carried.PROVIDERS) == []
+    assert carried.gather(AsrDisk(str(tmp_path / "disk"), "disk", set), PROVIDERS) == []
     list(recover.recover(AsrDisk("", "disk", set), Match((), set.layout)))
     # The second stage has what lies on the hard disk, and the person.
     shutil.rmtree(carried.gathered(set))
@@ -280,7 +280,7 @@ def test_a_provider_that_is_not_as_recorded_is_not_run(machine, program, tmp_pat
     set = replace(survey_of(program).draft, id=SET.id)
     (tmp_path / "disk/providers").mkdir(parents=True)
     (tmp_path / "disk/providers/pages").write_text(FROM_THE_PAGE + "#")
-    [said] = carried.gather(AsrDisk(str(tmp_path / "disk"), "disk", set), carried.PROVIDERS)
+    [said] = carried.gather(AsrDisk(str(tmp_path / "disk"), "disk", set), PROVIDERS)
     assert said.what == "providers/pages"
     with pytest.raises(NoProvider, match="not on the ASR disk as it was recorded"):
         provider_of(set)
@@ -296,13 +296,13 @@ def test_a_disk_without_room_for_the_provider_is_refused(machine, program, tmp_p
     with pytest.raises(AsrDiskFull):
         list(put(larger, floppy, carried.at_hand(larger, program), agreed=True))
     assert read_sif(read_asr_disk(floppy)[""]) == set, "the older one is as good as it was"
-    assert carried.gather(AsrDisk(floppy, "disk", set), carried.PROVIDERS) == []
+    assert carried.gather(AsrDisk(floppy, "disk", set), PROVIDERS) == []
     program.write_text("#!/bin/sh\n" + "#" * 600_000)     # twice it would not fit
     for word in ("one", "another"):
         program.write_text(program.read_text() + word)
         larger = replace(survey_of(program).draft, id=SET.id)
         list(put(larger, floppy, carried.at_hand(larger, program), agreed=True))
-    assert carried.gather(AsrDisk(floppy, "disk", larger), carried.PROVIDERS) == []
+    assert carried.gather(AsrDisk(floppy, "disk", larger), PROVIDERS) == []
 
 
 # Where the backup is

@@ -160,6 +160,15 @@ def give_passphrase(guest: Guest, pattern: str, times: int = 1) -> None:
         guest.press("ret")
 
 
+def at_shell(guest: Guest, command: str, answer: str, seconds: float = 60) -> str:
+    """A command on the second console, and the screen once the answer is on it."""
+    guest.press("alt-f2")
+    guest.type(f"clear; {command}\n")
+    screen = guest.wait_for_text(re.compile(answer), seconds)
+    guest.press("alt-f1")
+    return screen
+
+
 def running(guest: Guest) -> Facts:
     """What only a running machine tells: the lines of its UEFI boot menu that start from its disks, and its swap."""
     menu = done(guest, "test ! -d /sys/firmware/efi || efibootmgr")

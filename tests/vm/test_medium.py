@@ -20,6 +20,7 @@ from bootenv import drivers
 from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
 from bootenv.run import _ENVIRONMENT
 from tests.conftest import REPOSITORY
+from tests.vm.story import at_shell
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
 
@@ -64,15 +65,6 @@ def on_serial(guest: Guest, text: str, seconds: float = 60) -> None:
     while text not in guest.serial.look().text:
         assert time.monotonic() < deadline, f"{text!r} is not on the serial console:\n{guest.serial.look().text}"
         time.sleep(0.5)
-
-
-def at_shell(guest: Guest, command: str, answer: str) -> str:
-    """A command on the second console, and the screen once the answer is on it."""
-    guest.press("alt-f2")
-    guest.type(f"clear; {command}\n")
-    screen = guest.wait_for_text(re.compile(answer), 60)
-    guest.press("alt-f1")
-    return screen
 
 
 # The matrix. Of it, what nothing else starts is in every run: a stick, and no hard disk at all.

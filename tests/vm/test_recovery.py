@@ -72,9 +72,7 @@ def kill_console(guest: Guest) -> None:
     """What it was doing goes on meanwhile, and is shown again."""
     guest.press("alt-f2")
     guest.wait_for_text("# ", 120)
-    guest.type("pkill -9 -f 'm console'; echo do''ne\n")
-    guest.wait_for_text("done", 120)
-    guest.press("alt-f1")
+    story.at_shell(guest, "pkill -9 -f 'm console'; echo do''ne", "done", 120)
     guest.wait_for_text("The recovery console ended unexpectedly (status 137)", 120)
     pages = "Setup copies files|Your computer will reboot|Restoring files|has been recovered"
     guest.wait_for_text(re.compile(pages), 600)
