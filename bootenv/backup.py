@@ -55,7 +55,7 @@ _SECONDS_BETWEEN = 0.1         # of Progress
 _SECONDS_OF_JOURNAL = 20.0     # after which the target is synced; what is lost at a power cut takes as long again
 
 # Kinds of file systems with nothing on them that is the machine's to keep, and those that keep no owners or modes.
-_PSEUDO = frozenset((
+PSEUDO = frozenset((
     "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
     "fusectl", "hugetlbfs", "mqueue", "nsfs", "overlay", "proc", "pstore", "ramfs", "rpc_pipefs", "securityfs",
     "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"))
@@ -163,12 +163,12 @@ def _mounts_below(directory: bytes) -> Iterator[tuple[bytes, str]]:
     Device numbers wouldn't do: each subvolume of a btrfs has its own.
     """
     above = directory.rstrip(b"/") + b"/"
-    for point, kind, _ in _mounts():
+    for point, kind, _ in mounts():
         if point.startswith(above) and point != above:
             yield point[len(above):], kind
 
 
-def _mounts() -> Iterator[tuple[bytes, str, int]]:
+def mounts() -> Iterator[tuple[bytes, str, int]]:
     """Mount points of this process, their kind and device. proc(5), mountinfo; blanks in names are octal."""
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
@@ -227,7 +227,7 @@ def _mounted_elsewhere(reading: Reading) -> Iterator[Difference]:
     prefixes = {tree.prefix for tree in reading.trees}
     for tree in reading.trees:
         for path, kind in _mounts_below(tree.directory):
-            if kind not in _PSEUDO and tree.name(path) not in prefixes:
+            if kind not in PSEUDO and tree.name(path) not in prefixes:
                 yield Difference(os.fsdecode(tree.name(path)), _OTHER)
 
 
@@ -603,7 +603,7 @@ def list_directory(path: Path, directory: bytes) -> list[Entry]:
     return sorted(found.values(), key=lambda entry: (entry.kind != "d", entry.name))
 
 
-def verify_backup(path: Path, *, workers: int | None = None) -> Iterator[Event]:
+def verify_backup(path: Path, *, workers: int | None = None) -> Generator[Event, None, None]:
     """Read every frame and every file and compare with their checksums; what is lost is a Difference.
 
     Raises BackupNotFound, DamagedBackup.
@@ -667,7 +667,7 @@ def _whole(volumes: Volumes, index: Index) -> Iterator[Difference]:
 # Restoring
 
 def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anywhere: bool = False,
-                   journal: Path | None = None, workers: int | None = None) -> Iterator[Event]:
+                   journal: Path | None = None, workers: int | None = None) -> Generator[Event, None, None]:
     """Make the backup's files, or only those paths and what is below them, in the target directory.
 
     What stands in a file's place is replaced; running it again after an interruption gives the same result, and with
@@ -679,7 +679,7 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
     if not anywhere and not os.path.ismount(target):
         raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
     wanted = tuple(os.fsencode(name.strip("/")) for name in only)
-    devices = frozenset(device for _, kind, device in _mounts() if kind in _FOREIGN)
+    devices = frozenset(device for _, kind, device in mounts() if kind in _FOREIGN)
     directory = os.fsencode(target)
     # The workers start while the index is read. All are closed at once at the end: the target is unmounted next.
     with Volumes(path) as volumes, closing(Extractor(None, directory, devices, wanted)) as extractor, \

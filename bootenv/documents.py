@@ -7,14 +7,18 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from . import backup
-from .backup import Entry, Selection, Source, verify_backup, write_backup
-from .destinations import SUFFIX, check_new, file_at, files_of, refused, volume_of
-from .errors import DamagedBackup
-from .events import Difference, Event
-from .run import ROOT, log
+from .backup import Entry, Selection, Source, write_backup
+from .destinations import SUFFIX, check_new, file_at, refused, volume_of
+from .events import Difference, Event, noted
+from .files import read_back
+from .run import ROOT
 from .sif import now
 
 __all__ = ["Entry", "back_up", "destination", "entries", "everyones", "mine", "select"]
+
+# What the kernel shows of itself, in the form of files.
+_NO_FILES = backup.PSEUDO - {"autofs", "overlay", "ramfs", "squashfs", "tmpfs"}
+
 
 def mine() -> tuple[str, ...]:
     """The home of whoever started this, also through sudo."""
@@ -30,8 +34,11 @@ def everyones() -> tuple[str, ...]:
 def entries(directory: bytes) -> list[Entry]:
     """What is in a directory of this computer, by its path without the first slash. Raises OSError."""
     found = []
+    no_files = {point for point, kind, _ in backup.mounts() if kind in _NO_FILES}
     with os.scandir(os.path.join(os.fsencode(str(ROOT)), directory)) as listing:
         for entry in listing:
+            if entry.path in no_files:
+                continue
             if entry.is_symlink():
                 found.append(Entry(entry.name, "l", 0))
             elif entry.is_dir():
@@ -67,29 +74,11 @@ def back_up(paths: Sequence[str], path: Path, selection: Selection) -> Generator
     Raises DestinationFull, DestinationRefused, and DamagedBackup when it reads back differently: it is removed then.
     """
     sources, exclude, include = _what(paths)
-    unlike = []
-    for event in write_backup(path, sources, selection=selection, exclude=exclude, include=include):
-        if isinstance(event, Difference) and event.what not in exclude:
-            unlike.append(event)
-            log(f"DIFFERENCE {event.what}: {event.why}")
-            yield event
-        elif not isinstance(event, Difference):
-            yield event
-    whole = False
-    try:
-        damaged = 0
-        for event in verify_backup(path):
-            damaged += isinstance(event, Difference)
-            yield event
-        whole = not damaged
-    finally:
-        if not whole:                      # what was not compared must not look as if it were
-            for file in files_of(path):
-                file.unlink()
-    if not whole:
-        raise DamagedBackup(f"{path.name} was written, but reads back differently.",
-                            hint="Check the destination's disk, and back up again.",
-                            untouched="The damaged backup was removed.")
+    unlike: list[Difference] = []
+    writing = write_backup(path, sources, selection=selection, exclude=exclude, include=include)
+    # That all else is left out is what was asked for.
+    yield from noted((e for e in writing if not (isinstance(e, Difference) and e.what in exclude)), unlike)
+    yield from read_back(path)
     return tuple(unlike)
 
 

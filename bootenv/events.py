@@ -1,6 +1,13 @@
 """What long work says about itself while it goes on: a value, the same for every front end and test."""
 
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
+
+from .run import log
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,3 +35,18 @@ class Difference:
 
 
 Event = Progress | Difference
+
+
+def noted(work: Generator[Event, None, T], differences: list[Difference], word: str = "DIFFERENCE"
+          ) -> Generator[Event, None, T]:
+    """Passes on what work says, with its differences in the list and the log, too; returns what the work returns."""
+    with closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            if isinstance(event, Difference):
+                differences.append(event)
+                log(f"{word} {event.what}: {event.why}")
+            yield event

@@ -1,19 +1,21 @@
 """What a backup holds: find one, look into it, bring a part of it back, compare it with its checksums."""
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .asr_disk import find_asr_disks
 from .backup import Entry, list_directory, read_first, restore_backup, verify_backup
-from .errors import AsrError, DestinationRefused, NeedsRoot
-from .events import Difference, Event
-from .run import log, run
+from .destinations import files_of
+from .errors import AsrError, DamagedBackup, DestinationRefused, NeedsRoot
+from .events import Difference, Event, noted
+from .run import run
 from .sif import read_sif
 from .volumes import FOLDER, FoundBackup, every_backup, forget
 
-__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "disk_of", "entries", "extract", "forget", "verify"]
+__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "disk_of", "entries", "extract", "forget", "read_back",
+           "verify"]
 
 
 def backups() -> list[FoundBackup]:
@@ -34,26 +36,37 @@ def extract(backup: str, paths: Sequence[bytes], folder: str) -> Generator[Event
 
     What is in their place there is replaced. Raises DestinationRefused, DestinationFull, BackupNotFound, DamagedBackup.
     """
-    differences = []
+    differences: list[Difference] = []
     with _writable(Path(folder)):
-        for event in restore_backup(Path(backup), Path(folder), only=[os.fsdecode(path) for path in paths],
-                                    anywhere=True):
-            if isinstance(event, Difference):
-                differences.append(event)
-                log(f"DIFFERENCE {event.what}: {event.why}")
-            yield event
+        yield from noted(restore_backup(Path(backup), Path(folder), only=[os.fsdecode(path) for path in paths],
+                                        anywhere=True), differences)
     return tuple(differences)
 
 
 def verify(backup: str) -> Generator[Event, None, tuple[Difference, ...]]:
     """Compares every file with its checksum; returns the damaged ones. Raises BackupNotFound, DamagedBackup."""
-    damaged = []
-    for event in verify_backup(Path(backup)):
-        if isinstance(event, Difference):
-            damaged.append(event)
-            log(f"DAMAGED {event.what}: {event.why}")
-        yield event
+    damaged: list[Difference] = []
+    yield from noted(verify_backup(Path(backup)), damaged, "DAMAGED")
     return tuple(damaged)
+
+
+def read_back(path: Path, as_written: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
+    """Compares a backup that was just written, and then asks `as_written`.
+
+    What is not whole, or was not compared to its end, must not look as if it were: it is removed. Raises DamagedBackup.
+    """
+    whole = False
+    try:
+        damaged = yield from verify(str(path))
+        whole = not damaged and as_written()
+    finally:
+        if not whole:
+            for file in files_of(path):
+                file.unlink()
+    if not whole:
+        raise DamagedBackup(f"{path.name} was written, but reads back differently in {len(damaged) or 1} files.",
+                            hint="Check the destination's disk, and back up again.",
+                            untouched="The damaged backup was removed.")
 
 
 def disk_of(backup: str) -> str:

@@ -8,28 +8,31 @@ import shutil
 import socket
 import stat
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import asr_disk, backup, carried
 from .asr_disk import Drive, drives, inside, put
-from .backup import Selection, Source, read_first, verify_backup, write_backup
+from .backup import Selection, Source, read_first, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
 from .commands import as_text, read_commands
-from .destinations import SPLIT, SUFFIX, Destination, Place, at, files_of, on_critical_disk, places, refused, volume_of
+from .destinations import SPLIT, SUFFIX, Destination, Place, at, on_critical_disk, places, refused, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
-from .errors import Busy, DamagedBackup, NeedsRoot, Unsupported
-from .events import Difference, Event
+from .errors import Busy, NeedsRoot, Unsupported
+from .events import Difference, Event, noted
 from .exclude import LISTED, Excluding
+from .files import read_back
 from .layout import Layout, Mount, human
 from .media import record_verified
 from .plan import plan
 from .probe import kernel_names, mount_table, os_release, probe
 from .provider import SHIPPED, back_up, find_provider, make_plan
+from .provider import known_providers as known_providers  # of this story, for its front end
+from .provider import provider_reference as provider_reference
 from .run import ROOT, STATE, log, run
 from .sif import DRIVERS, AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
 from .snapshot import held_still
@@ -246,18 +249,10 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     with alone(), at(destination), _recorded_packages(set):
         work = _provided(survey, set, destination, sif) if set.provider else _written(
             survey, set, destination.path, selection, sif)
-        with closing(work):                # it cleans up before its destination is gone
-            for event in work:
-                if isinstance(event, Difference):
-                    log(f"DIFFERENCE {event.what}: {event.why}")
-                    unlike.append(event)
-                yield event
-        if not set.provider:
-            yield from _read_back(destination.path, sif)
-            record_verified(set.id, 0)
+        compared = yield from noted(work, unlike)
     _keep(repair, sif)
     notice("drift", "")
-    _keep(ROOT / report_of(set), _report(set, survey, unlike).encode(errors="surrogateescape"))
+    _keep(ROOT / report_of(set), _report(set, survey, unlike, compared).encode(errors="surrogateescape"))
     return set
 
 
@@ -290,15 +285,19 @@ def _recorded_packages(set: AsrSet) -> Iterator[None]:
 
 
 def _written(survey: Survey, set: AsrSet, path: Path, selection: Selection, sif: bytes
-             ) -> Generator[Event, None, None]:
+             ) -> Generator[Event, None, bool]:
+    """Our own backup. Returns whether it was read back and is what was written: it is, or DamagedBackup is raised."""
     unlike: list[Difference] = []
     with saved_headers(set.layout), sources(set.layout) as live, held_still(live, unlike) as found:
         yield from write_backup(path, found, (REPAIR, sif), selection=selection, **survey.excluding)
     yield from unlike
+    yield from read_back(path, lambda: read_first(path) == sif)
+    record_verified(set.id, 0)
+    return True
 
 
-def _provided(survey: Survey, set: AsrSet, destination: Destination, sif: bytes) -> Generator[Event, None, None]:
-    """The same by another product."""
+def _provided(survey: Survey, set: AsrSet, destination: Destination, sif: bytes) -> Generator[Event, None, bool]:
+    """The same by another product, which may not say that it has compared anything."""
     assert set.provider
     unlike: list[Difference] = []
     swaps = [glob.escape(swap.path.lstrip("/")) for swap in set.layout.swap_files]
@@ -309,6 +308,7 @@ def _provided(survey: Survey, set: AsrSet, destination: Destination, sif: bytes)
     yield from unlike
     if not compared:
         yield Difference("backup", _NOT_COMPARED.format(name=set.provider.name))
+    return compared
 
 
 @contextmanager
@@ -367,7 +367,7 @@ def save_report(set: AsrSet, place: str) -> None:
         raise refused(f"{place} could not be written: {error.strerror}.", "Name another file.") from None
 
 
-def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
+def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference], compared: bool) -> str:
     """What a person wants to know of a set later."""
     lines = [
         f"ASR set {set.id}", label_of(set), "",
@@ -381,9 +381,7 @@ def _report(set: AsrSet, survey: Survey, unlike: Sequence[Difference]) -> str:
     for heading, differences in (("NOT protected:", survey.left_out), ("NOT as it was, or left out:", unlike)):
         lines += [heading, *(f"  {d.what}: {d.why}" for d in differences), *([] if differences else ["  nothing"]), ""]
     end = "The backup was read back and matches." if not set.provider else (
-        f"{set.provider.name} has made the backup, and says that it was read back and matches."
-        if _NOT_COMPARED.format(name=set.provider.name) not in {d.why for d in unlike} else
-        f"{set.provider.name} has made the backup.")
+        f"{set.provider.name} has made the backup{', and says that it was read back and matches' * compared}.")
     return "\n".join([*lines, end, ""])
 
 
@@ -410,29 +408,6 @@ def saved_headers(layout: Layout) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read_back(path: Path, sif: bytes) -> Iterator[Event]:
-    """Every file against its checksum. Raises DamagedBackup, and removes what would look like a backup."""
-    damaged = 0
-    try:
-        for event in verify_backup(path):
-            damaged += isinstance(event, Difference)
-            yield event
-        whole = not damaged and read_first(path) == sif
-    except BaseException:                  # GeneratorExit too: what was not compared must not look as if it were
-        _remove(path)
-        raise
-    if not whole:
-        _remove(path)
-        raise DamagedBackup(f"{path.name} was written, but reads back differently in {damaged or 1} files.",
-                            hint="Check the destination's disk, and prepare the set again.",
-                            untouched="The damaged backup was removed.")
-
-
-def _remove(path: Path) -> None:
-    for file in files_of(path):
-        file.unlink()
 
 
 def check_disk(set: AsrSet, place: str, *, agreed: bool = False, format: bool = False) -> None:

@@ -50,7 +50,7 @@ import os
 import re
 import stat
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,7 @@ from .carried import gathered, is_whole
 from .errors import CommandFailed, NoProvider, ProviderFailed, ToolMissing
 from .events import Difference, Event, Progress
 from .run import ROOT, lines_of, log
-from .sif import PROVIDERS, AsrSet
+from .sif import OPTION, PROVIDER, PROVIDERS, AsrSet, ProviderReference
 
 SHIPPED = Path(__file__).with_name("providers")
 _FOLDERS = ("etc/asr/providers", "usr/lib/asr/providers")
@@ -93,6 +93,27 @@ def find_provider(name: str) -> Path:
             return path
     raise NoProvider(f"There is no provider {name}.",
                      hint=f"These ship: {', '.join(sorted(path.name for path in SHIPPED.iterdir()))}.")
+
+
+def known_providers() -> tuple[str, ...]:
+    """The names of those that this machine can use."""
+    names = {path.name for folder in (*(ROOT / folder for folder in _FOLDERS), SHIPPED) if folder.is_dir()
+             for path in folder.iterdir()}
+    usable = []
+    for name in sorted(names):
+        with suppress(NoProvider):
+            find_provider(provider_reference(name).name)
+            usable.append(name)
+    return tuple(usable)
+
+
+def provider_reference(name: str, options: Iterable[str] = ()) -> ProviderReference:
+    """A provider and its options, each KEY=VALUE. Raises NoProvider for what asr.sif can't hold."""
+    words = dict(option.partition("=")[::2] for option in options)
+    if not PROVIDER.fullmatch(name) or not all(OPTION.fullmatch(key) for key in words):
+        raise NoProvider("A provider's name has letters, digits, dots and dashes, an option's name small letters and "
+                         "dashes.", hint="An option is KEY=VALUE.")
+    return ProviderReference(name, words)
 
 
 def runs_on_its_machine() -> bool:

@@ -21,7 +21,7 @@ from .bootloader import (
 from .carried import gather
 from .commands import run_commands
 from .errors import AsrError, NoAsrDisk, WrongPassphrase
-from .events import Difference, Event, Progress
+from .events import Difference, Event, Progress, noted
 from .layout import Layout
 from .match import located
 from .prepare import HEADERS as SAVED_HEADERS
@@ -120,11 +120,8 @@ def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | Non
     layout = located(set.layout, probe())
     log(f"Restoring {set.host}, set {set.id}, from {backup.path}")
     with mounted(layout, secrets) as target:
-        for event in _work(set, layout, backup, target, secrets or {}):
-            if isinstance(event, Difference):
-                differences.append(event)
-                log(f"DIFFERENCE {event.what}: {event.why}")
-            elif event.total_files:
+        for event in noted(_work(set, layout, backup, target, secrets or {}), differences):
+            if isinstance(event, Progress) and event.total_files:
                 last = event
             yield event
         outcome = Outcome("differences" if differences else "recovered", tuple(differences),
@@ -135,7 +132,7 @@ def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | Non
 
 
 def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secrets: Mapping[str, bytes]
-          ) -> Iterator[Event]:
+          ) -> Generator[Event, None, None]:
     journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
     yield from run_commands(set.commands, "before", target)
     if set.provider:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bootenv import destinations, documents
+from bootenv import backup, destinations, documents, files
 from bootenv.backup import list_backup, restore_backup
 from bootenv.documents import back_up, destination, entries, everyones, mine, select
 from bootenv.errors import DamagedBackup, DestinationRefused
@@ -72,6 +72,15 @@ def test_a_directory_is_listed_with_its_directories_first(computer):
     assert {entry.name for entry in entries(b"")} == {b"home", b"etc", b"root"}
 
 
+def test_what_the_kernel_shows_of_itself_is_no_file_of_the_computer(computer, monkeypatch):
+    for name in ("proc", "mnt"):
+        (computer / name).mkdir()
+    monkeypatch.setattr(backup, "mounts", lambda: iter((
+        (bytes(computer / "proc"), "proc", 0), (bytes(computer / "mnt"), "ext4", 0),
+        (bytes(computer / "home"), "autofs", 0))))
+    assert [entry.name for entry in entries(b"")] == [b"etc", b"home", b"mnt", b"root"]
+
+
 @pytest.mark.parametrize(("place", "why"), [
     ("nowhere", "There is no folder"), ("nowhere/x.tar.zst", "There is no folder"), ("to/there.tar.zst", "is there"),
 ])
@@ -91,7 +100,7 @@ def test_a_backup_that_reads_back_differently_is_removed(computer, tmp_path, mon
         yield Progress("Verifying")
         yield Difference("home/ann/letter", "Its data is damaged.")
 
-    monkeypatch.setattr(documents, "verify_backup", damaged)
+    monkeypatch.setattr(files, "verify_backup", damaged)
     with pytest.raises(DamagedBackup):
         backed_up(tmp_path, "/home")
     assert list((tmp_path / "to").iterdir()) == []
