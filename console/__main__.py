@@ -319,7 +319,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _provider(arguments: argparse.Namespace) -> "ProviderReference | None":
-    from bootenv.sif import OPTION, PROVIDER, ProviderReference
+    from bootenv.errors import NoProvider
+    from bootenv.provider import provider_reference
 
     if not arguments.provider:
         if arguments.option:
@@ -329,10 +330,11 @@ def _provider(arguments: argparse.Namespace) -> "ProviderReference | None":
         arguments.fail("--provider needs --to and --disk")
     if arguments.include or arguments.keep or arguments.keep_days:
         arguments.fail("--include, --keep and --keep-days are for ASR's own backups, not for a provider's")
-    options = dict(option.partition("=")[::2] for option in arguments.option)
-    if not PROVIDER.fullmatch(arguments.provider) or not all(OPTION.fullmatch(key) for key in options):
-        arguments.fail("a provider's name has letters, digits, dots and dashes, an option's small letters and dashes")
-    return ProviderReference(arguments.provider, options)
+    try:
+        return provider_reference(arguments.provider, arguments.option)
+    except NoProvider as error:
+        arguments.fail(error.message)
+        raise
 
 
 def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int:

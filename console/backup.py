@@ -3,16 +3,19 @@
 import asyncio
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual import work
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
 from bootenv.errors import AsrError, BackupNotFound
 from bootenv.events import Difference, Event
 from bootenv.layout import human
+from bootenv.run import log
 
 from .app import Cancelled
 from .files import Tree, Verified, Verifying, from_backup, restore_files
@@ -34,6 +37,7 @@ from .screens import (
 from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
+    from bootenv.backup import Entry, Selection
     from bootenv.media import Medium
     from bootenv.prepare import Survey
     from bootenv.schedule import Job
@@ -95,14 +99,14 @@ class BackupApp(PrepareApp):
             elif tab == FilesTab.NUMBER:
                 if not answer:
                     tab = 0
-                elif await self.backed_up_files([f"/{os.fsdecode(path)}" for path in answer]):
+                elif await self.backed_up_files(list(map(_named, answer))):
                     return "done"
             else:
                 await self.managed(*answer)
 
     def tab(self, number: int) -> Page[Any]:
         if number == FilesTab.NUMBER:
-            return FilesTab(self.documents.entries)
+            return FilesTab(self.documents.entries, self.documents.select)
         return (Advanced(), Advanced(), Media(self.media.known), Jobs(self.schedule.described))[number]
 
     async def managed(self, what: str, which: Any) -> None:
@@ -164,8 +168,8 @@ class BackupApp(PrepareApp):
                 paths = self.documents.mine() if wish == "mine" else self.documents.everyones()
                 return await self.backed_up_files(paths)
             elif wish == "choose":
-                marked = await self.ask(Chosen(self.documents.entries))
-                return bool(marked) and await self.backed_up_files([f"/{os.fsdecode(path)}" for path in marked])
+                marked = await self.ask(Chosen(self.documents.entries, self.documents.select))
+                return bool(marked) and await self.backed_up_files(list(map(_named, marked)))
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
         return False
@@ -434,8 +438,15 @@ class Sure(Page[bool]):
         yield bullets(f"{self.agree}, press F8.", "To go back without changing anything, press ESC.")
 
 
+def _named(path: bytes) -> str:
+    """A path of the tree as this computer knows it."""
+    return f"/{os.fsdecode(path)}"
+
+
 class Chosen(Tree):
     """The tree of this computer's files: what is in the backup and what is not. Answers what is marked, () to go back.
+
+    select: counts what a backup of some paths would hold.
     """
 
     HEADING = "Which files are backed up?"
@@ -444,9 +455,55 @@ class Chosen(Tree):
     EXPLANATION = (
         "ENTER opens the directory that is shown in reverse, and closes it again; LEFT closes the one around. SPACE "
         "marks a file, or a directory with all that is in it, with *. N goes on with what is marked.\n\n"
-        "Of a directory, what is on other disks that are mounted below it is not in the backup."
+        "The sizes of directories come as they are counted. What is on other disks that are mounted below a directory "
+        "is neither in its size nor in the backup."
     )
     WARNING = _NOTHING_YET
+
+    def __init__(self, entries: "Callable[[bytes], list[Entry]]",
+                 select: "Callable[[Sequence[str]], Generator[Event, None, Selection]]",
+                 marked: Iterable[bytes] = ()):
+        super().__init__(entries, marked)
+        self.select = select
+        self.sizes: dict[bytes, int | None] = {}       # bytes, by directories' paths; None: it could not be counted
+        self.sizing = self.left = False
+
+    def show_nodes(self) -> None:
+        for node in self.nodes:
+            if node.kind == "d":
+                node.size = self.sizes.get(node.path)
+        super().show_nodes()
+        if not self.sizing:
+            self.sizing = True
+            self.count()
+
+    @work
+    async def count(self) -> None:
+        """One directory after the other, as long as the page is there."""
+        while path := next((n.path for n in self.nodes if n.kind == "d" and n.path not in self.sizes), b""):
+            self.sizes[path] = await asyncio.to_thread(self._size_of, path)
+            self.show_nodes()
+        self.sizing = False
+
+    def _size_of(self, path: bytes) -> int | None:
+        try:
+            with closing(self.select([_named(path)])) as counting:
+                while not self.left:
+                    next(counting)
+        except StopIteration as end:
+            return end.value.bytes
+        except (AsrError, OSError) as error:
+            log(f"{_named(path)}: {error}")
+        return None
+
+    def on_unmount(self) -> None:
+        self.left = True                       # a thread can't be ended from outside
+
+    def total(self) -> str:
+        sizes = {node.path: node.size for node in self.nodes} | self.sizes
+        known = [sizes.get(path) for path in self.marked]
+        counted = [size for size in known if size is not None]
+        return f", {human(sum(counted))}" if len(counted) == len(known) else ""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "restore":

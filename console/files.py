@@ -143,7 +143,8 @@ class Node:
     """A line of the tree."""
 
     def __init__(self, path: bytes, depth: int, kind: str, size: int):
-        self.path, self.depth, self.kind, self.size = path, depth, kind, size
+        self.path, self.depth, self.kind = path, depth, kind
+        self.size = size if kind == "f" else None      # bytes; of a directory only where somebody counts them
         self.open = False
 
 
@@ -200,16 +201,19 @@ class Tree(Page[tuple[bytes, ...]]):
 
     def show_nodes(self) -> None:
         self.query_one(Marks).show([self._line(node) for node in self.nodes] or ["There is nothing."])
-        count = len(self.marked)
         self.query_one(Lines).show(
-            f"{count:,} marked. To {self.DO} what is marked, press {self.GOES_ON}." if count else
-            "To mark a file or directory, press SPACE.")
+            f"{len(self.marked):,} marked{self.total()}. To {self.DO} what is marked, press {self.GOES_ON}."
+            if self.marked else "To mark a file or directory, press SPACE.")
         self.show_keys()
+
+    def total(self) -> str:
+        """What is said of how much is marked."""
+        return ""
 
     def _line(self, node: Node) -> str:
         mark = "*" if self._is_marked(node.path) else " "
         fold = "  " if node.kind != "d" else "- " if node.open else "+ "
-        size = f"{node.size:>15,}" if node.kind == "f" else " " * 15
+        size = " " * 15 if node.size is None else f"{node.size:>15,}"
         name = os.fsdecode(node.path.rpartition(b"/")[2]).encode(errors="replace").decode()
         room = TEXT_WIDTH - 4 - 2 - 15 - 1
         return f"{mark} {shortened('  ' * node.depth + fold + name, room):<{room}} {size}"

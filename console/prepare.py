@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from bootenv.asr_disk import Drive
     from bootenv.destinations import Destination, Place
     from bootenv.prepare import Survey
-    from bootenv.sif import AsrSet
+    from bootenv.sif import AsrSet, ProviderReference
 
 _FLOPPY = "/dev/fd0"
 _TYPED = "?"
@@ -53,7 +53,7 @@ _NO_DISK = "The backup is complete, but without an ASR disk it recovers nothing.
 class PrepareApp(SetupApp):
     """Pages 18 to 22. Its return code is 0 once the set was read back and matches.
 
-    look: surveys the machine anew, with `add`, the mount points of the data volumes to be in the set.
+    look: surveys the machine anew, with `add`, the mount points of the data volumes to be in the set, and `provider`.
     """
 
     TITLE = "Automated System Recovery Preparation Wizard"
@@ -76,8 +76,8 @@ class PrepareApp(SetupApp):
 
     async def prepared(self) -> None:
         """The whole wizard, from its welcome to the end of a set."""
-        while await self.ask(Welcome(self.survey)) == "add":
-            await self.add_volumes()
+        while (wish := await self.ask(Welcome(self.survey, products=bool(self.look)))) != "next":
+            await (self.add_volumes() if wish == "add" else self.choose_provider())
         while True:
             while not (set := await self.backed_up()):
                 pass
@@ -97,11 +97,27 @@ class PrepareApp(SetupApp):
     async def add_volumes(self) -> None:
         """Marks data volumes; the machine is looked at anew, since all that depends on its disks changes."""
         points = await self.ask(DataVolumes(self.survey))
-        if points is None:
+        if points is not None:
+            await self.look_again(points, self.survey.draft.provider)
+
+    async def choose_provider(self) -> None:
+        """Whose backup it will be: ours, or another product's."""
+        name = await self.ask(Providers(lambda: ("", *self.story.known_providers())))
+        if name is None:
             return
         try:
+            options = await self.ask(Options(f"{name}: its options", _OPTIONS)) if name else _NO_OPTIONS
+            if options:
+                provider = self.story.provider_reference(name, options.split()) if name else None
+                await self.look_again([volume.point for volume in self.survey.more if volume.added], provider)
+        except AsrError as error:
+            await self.ask(self.page_for(error, "cancel"))
+
+    async def look_again(self, points: Sequence[str], provider: "ProviderReference | None") -> None:
+        try:
             assert self.look
-            self.survey = await self.ask(Looking(_LOOKING, partial(self.look, add=points), _NO_SET))
+            self.survey = await self.ask(
+                Looking(_LOOKING, partial(self.look, add=points, provider=provider), _NO_SET))
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
 
@@ -110,7 +126,7 @@ class PrepareApp(SetupApp):
         try:
             destination = await self.destination()
             selection = await self.perform(Selecting(), self.story.select(self.survey))
-            page = Backing()
+            page = Backing(self.survey.draft.provider)
             set = await self.perform(page, self.story.prepare(self.survey, destination, selection))
             self.unlike = tuple(page.differences)
             return set
@@ -193,6 +209,17 @@ _PROGRESS = (
     "The files are being written to the backup, then the whole backup is read again and compared.\n\n"
     "ESC cancels: what was written so far is removed."
 )
+_PROVIDER_PROGRESS = (
+    "{name} writes the backup. Whether it reads it back and compares it, it says itself; if it does not, the last page "
+    "says so.\n\n"
+    "ESC cancels: what it has begun it is told to take away."
+)
+_OPTIONS = (
+    "Type its options as KEY=VALUE, with a blank between two, or nothing. They are written to the ASR disk: a password "
+    "among them would be anybody's. restic, for one, takes  password-file=/root/restic\n\n"
+    "What it can do without, it asks for at recovery."
+)
+_NO_OPTIONS = " "
 _OTHER_DISK = (
     "Type a device, the path of a floppy image (it is made if it is not there), or a folder. asr.sif and setup.log "
     "are written there; other files stay."
@@ -200,23 +227,25 @@ _OTHER_DISK = (
 
 
 class Welcome(Page[str]):
-    """Page 18, first part. Answers "next", or "add" to choose data volumes."""
+    """Page 18, first part. Answers "next", "add" to choose data volumes, or "provider" if another may be chosen."""
 
     HEADING = "Welcome to the Automated System Recovery Preparation Wizard"
     BINDINGS = (key("n", "answer('next')", "Next") + key("enter", "answer('next')") + key("a", "answer('add')", "Add")
-                + key("c", "verdict", "Verdict"))
+                + key("c", "verdict", "Verdict") + key("p", "answer('provider')", "Product"))
     EXPLANATION = (
         "An ASR set is one backup file and one small disk that belong together. With the two and the recovery "
         "medium, this computer can be brought back after its disks were lost.\n\n"
         "The backup must lie on a disk that recovery does not format, or on the network.\n\n"
         "What is listed in red is not in the set. A adds volumes on other disks; C shows what recovery will make of "
-        "each device of this computer."
+        "each device of this computer. P has the backup made, and restored, by another backup product; the disks and "
+        "what starts the computer stay ASR's business."
     )
     WARNING = _NO_SET
 
-    def __init__(self, survey: "Survey"):
+    def __init__(self, survey: "Survey", *, products: bool = True):
         super().__init__()
         self.survey = survey
+        self.products = products and not survey.include        # which a provider knows nothing of
 
     def content(self) -> Iterable[Widget]:
         draft = self.survey.draft
@@ -231,11 +260,14 @@ class Welcome(Page[str]):
             f"      Mounted at   {points[:TEXT_WIDTH - 19]}\n"
             f"      Size         {human(self.survey.used)} before compression\n"
             f"      Verdict      {verdict(self.survey.findings)}"
+            + (f"\n      Backup by    {draft.provider.name}" if draft.provider else "")
         )
         yield from not_protected(self.survey.left_out, 6)
         yield text("   •  To continue, press N." + ("  To add a volume, press A." if self.survey.more else ""))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if parameters == ("provider",):
+            return self.products
         return bool(self.survey.more) if parameters == ("add",) else super().check_action(action, parameters)
 
     def action_verdict(self) -> None:
@@ -308,6 +340,41 @@ class DataVolumes(Page["tuple[str, ...] | None"]):
         self.answer(tuple(sorted(self.marked)))
 
 
+class Providers(Choosing["str | None"]):
+    """Which product makes the backup. Answers its name, "" for ASR itself, None to leave it as it is."""
+
+    HEADING = "Which product makes the backup?"
+    BINDINGS = key("enter", "choose", "Choose") + key("escape", "answer(None)", "Cancel")
+    EXPLANATION = (
+        "ASR's own backup is read back and compared, single files come back from it, and recovery finds it wherever "
+        "its disk is. Another product, here called a provider, restores the files in its place. Two ship: tar, and "
+        "restic for its repositories; more lie in /etc/asr/providers.\n\n"
+        "With a provider, encrypted volumes get new headers, so that what else opened them is enrolled again."
+    )
+    WARNING = _NO_SET
+
+    def content(self) -> Iterable[Widget]:
+        yield text("Recovery lays out the disks and makes them start as always. The files are backed up and restored "
+                   "by:")
+        yield Marks([self.LOOKING], height=11)
+        yield bullets("To choose the one that is shown in reverse, press ENTER.")
+
+    def line(self, found: str) -> str:
+        return found or "ASR"
+
+    def action_choose(self) -> None:
+        self.answer(self.chosen)
+
+
+class Options(Browse):
+    """A line of words, which may be none: answered as a blank then, since "" is who goes back."""
+
+    EXPLANATION = "Type the options and press ENTER, which also goes on without any. ESC goes back."
+
+    def on_input_submitted(self, message: Input.Submitted) -> None:
+        self.answer(message.value.strip() or _NO_OPTIONS)
+
+
 class BackupDestination(Page["Destination | None"]):
     """Page 18, second part: asks until there is a place that will do, and says in words why one won't.
 
@@ -333,11 +400,14 @@ class BackupDestination(Page["Destination | None"]):
 
     def content(self) -> Iterable[Widget]:
         disks = ", ".join(disk.path for disk in self.survey.draft.layout.disks)
-        yield text("Where should the backup be written? A folder, or a volume's device:")
+        provider = self.survey.draft.provider
+        yield text("Where should the backup be written? A folder, or a volume's device:" if not provider else
+                   f"Where should {provider.name} write it? A folder, a device, or what it knows as a place:")
         yield Field(self.typed[0], select_on_focus=False, id="place")
         yield text("Its name; left empty, it is the computer's name and the time:")
         yield Field(self.typed[1], select_on_focus=False, id="name")
-        yield text(f"About {human(self.survey.used)} of files become about {human(backup_size(self.survey.used))}. "
+        shrunk = "" if provider else f" become about {human(backup_size(self.survey.used))}"
+        yield text(f"About {human(self.survey.used)} of files{shrunk or ' are backed up'}. "
                    f"The backup cannot lie on {disks}: recovery formats that.")
         yield Lines(6)
 
@@ -441,15 +511,20 @@ class Completing(Page[bool]):
 
     def content(self) -> Iterable[Widget]:
         where = f"{self.destination.reference.place.rstrip('/')}/{self.destination.reference.name}"
+        provider = self.survey.draft.provider
         yield text("You have completed the wizard. It will write this backup:")
         yield text(
             f"      Computer     {self.survey.draft.host}\n"
             f"      Backup       {shortened(where, TEXT_WIDTH - 19)}\n"
-            f"      Size         about {human(backup_size(self.survey.used))}, of {human(self.survey.used)} of files\n"
-            f"      Free there   {human(self.destination.free)}\n"
-            f"      Time         {self._time()}"
+            + (f"      By           {provider.name}, {human(self.survey.used)} of files" if provider else
+               f"      Size         about {human(backup_size(self.survey.used))}, of {human(self.survey.used)} of "
+               "files\n"
+               f"      Free there   {human(self.destination.free)}\n"
+               f"      Time         {self._time()}")
             + along(self.survey.draft)
         )
+        for note in self.destination.notes:
+            yield text(note)
         for warning in self.destination.warnings:
             yield text(f"CAUTION: {warning}", "heading")
         yield bullets("To start the backup, press F.", "To go back, press ESC.")
@@ -463,8 +538,11 @@ class Completing(Page[bool]):
 class Backing(Cancellable, ProgressPage):
     """Page 19, second part."""
 
-    def __init__(self) -> None:
-        super().__init__("Backup Progress", _PROGRESS, f"{_NO_SET} What was written so far is removed.")
+    def __init__(self, provider: "ProviderReference | None" = None):
+        super().__init__(
+            "Backup Progress", _PROVIDER_PROGRESS.format(name=provider.name) if provider else _PROGRESS,
+            f"{_NO_SET} " + ("It is told to take away what it has begun." if provider else
+                             "What was written so far is removed."))
 
 
 class Selecting(Cancellable):
@@ -598,7 +676,10 @@ class Complete(Page[str]):
         self.missing = (*survey.left_out, *unlike)
 
     def content(self) -> Iterable[Widget]:
-        yield text("The backup and the ASR disk were read back and match.")
+        provider = self.survey.draft.provider
+        yield text("The backup and the ASR disk were read back and match." if not provider else
+                   f"The ASR disk was read back and matches. The backup is {provider.name}'s: the report has what is "
+                   "known of it.")
         if self.missing:
             yield from not_protected(self.missing, 9, "NOT protected:" if self.missing == self.survey.left_out else
                                      "NOT protected, or not as it was:")

@@ -25,7 +25,7 @@ from textual.widgets import Input
 import bootenv.run
 from bootenv import errors, keymap
 from bootenv.asr_disk import AsrDisk, Drive
-from bootenv.backup import Entry
+from bootenv.backup import Entry, Selection
 from bootenv.check import LOSS, Finding
 from bootenv.destinations import Destination, Place
 from bootenv.drivers import Loaded
@@ -33,7 +33,7 @@ from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
 from bootenv.media import Medium
-from bootenv.prepare import DataVolume, Survey, label_of
+from bootenv.prepare import DataVolume, Survey, label_of, provider_reference
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.schedule import Job
@@ -78,6 +78,9 @@ SURVEY = Survey(
     findings=(Finding("/dev/vda", "[gpt] 3072 MB"),
               Finding("/srv/data", "/dev/vdc1 [ext4]", LOSS, "It is not on a disk that the system needs.")),
     more=(DataVolume("/srv/data", 700 << 20, ("/dev/vdc",)),))
+BY_RESTIC = replace(SURVEY, draft=replace(SURVEY.draft, provider=ProviderReference("restic")))
+NOT_COMPARED = Difference("backup", "The provider restic does not say that it has read the backup back: whether that "
+                          "is whole is not known.")
 DESTINATION = Destination(Path("/mnt/backup/x.tar.zst"), SET.backup, 9000 << 20, speed=30 << 20)
 PLACES = (
     Place("/dev/sdb1", "/dev/sdb1", "ext4", "BACKUP", 40 << 30, 38 << 30),
@@ -148,10 +151,20 @@ def preparation(**changes):
         "check_disk": lambda set, place, **_: None,
         "find_drives": lambda set: (Drive("/dev/fd0", "floppy disk drive A:"), STICK),
         "write_disk": lambda set, place, **_: working(Progress(f"Writing {place}", 1, 2)),
+        "known_providers": lambda: ("restic", "tar"),
+        "provider_reference": provider_reference,
         "label_of": label_of,
         "read_report": lambda set: REPORT,
         "report_of": lambda set: "var/lib/asr/reports/20260314-150900.txt",
     } | changes)
+
+
+def counted(paths):
+    """bootenv.documents.select."""
+    return working(Progress("Counting files...", 1, files=1), outcome=Selection(12, SIZES.get(paths[0], 7)))
+
+
+SIZES = {"/etc": 2_001_234, "/home": 48_123_904}
 
 
 class Counted:
@@ -363,13 +376,13 @@ PAGES = {
     "16-welcome": (lambda: backup.WizardWelcome(Path("/nonexistent")), "wizard mode", None),
     "16-choice": (lambda: backup.Choice(), "What do you", None),
     "16-what": (lambda: backup.WhatToBackUp(), "Let me", None),
-    "16-choose": (lambda: backup.Chosen(lambda directory: BACKUP[directory], [b"etc"]), "home", None),
+    "16-choose": (lambda: backup.Chosen(lambda directory: BACKUP[directory], counted, [b"etc"]), "home", None),
     "16-begin": (lambda: backup.Begin(["/home/ann", "/etc"], Path("/mnt/files-20260314-1509.tar.zst"),
                                       "/mnt is on the system's own volume: if its disk is lost, so is this backup."),
                  "CAUTION", None),
     "16-complete": (lambda: backup.FilesComplete(Path("/mnt/files-20260314-1509.tar.zst"), DIFFERENCES), "diff", None),
     "17-advanced": (lambda: backup.Advanced(), "[Welcome]", None),
-    "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], [b"etc"]), "vmlinuz", None),
+    "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], counted, [b"etc"]), "48,123,904", None),
     "17-media": (lambda: backup.Media(lambda: MEDIA), "BACKUP", None),
     "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
                 "Keeps", None),
@@ -380,6 +393,13 @@ PAGES = {
     "26-damaged": (lambda: files.Verified(FOUND.place, DIFFERENCES, OF_ANOTHER), "DAMAGED", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
     "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
+    "18-welcome-provider": (lambda: prepare.Welcome(BY_RESTIC), "Backup by", preparation()),
+    "18-providers": (lambda: prepare.Providers(lambda: ("", "restic", "tar")), "restic", preparation()),
+    "18-options": (lambda: prepare.Options("restic: its options", prepare._OPTIONS), "KEY=VALUE", preparation()),
+    "18-destination-provider": (lambda: prepare.BackupDestination(BY_RESTIC, "sftp:server:/repo"), "sftp",
+                                preparation()),
+    "18-completing-provider": (lambda: prepare.Completing(BY_RESTIC, replace(
+        DESTINATION, notes=("The repository has 12 snapshots.",))), "snapshots", preparation()),
     "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
     "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(4)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
@@ -396,6 +416,7 @@ PAGES = {
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
+    "22-complete-provider": (lambda: prepare.Complete(BY_RESTIC, (NOT_COMPARED,)), "complete", preparation()),
     "22-report": (lambda: prepare.Report(REPORT, "/var/lib/asr/reports/20260314-150900.txt"), "line 9", preparation()),
     "23-searching": (lambda: files.Searching(), "looking", None),
     "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))],
@@ -479,13 +500,26 @@ async def test_nothing_pressed_leads_to_the_welcome_page_and_changes_nothing(tmp
 async def test_f2_acts_at_once_while_the_hardware_is_being_inspected(tmp_path):
     app = recover.RecoverApp(boot_recovery(), hardware_ready=tmp_path / "ready", tick=NEVER)
     async with app.run_test(size=(80, 25)) as pilot:
-        await until(pilot, "inspecting")
+        await until(pilot, "Press F6")
+        await pilot.press("enter")
+        await until(pilot, "Press F2")
         await pilot.press("f2")
         await until(pilot, "An ASR disk was found")
         await pilot.press("space")
         await until(pilot, "inspecting")           # nothing is checked before all disks are known
         (tmp_path / "ready").touch()
         await until(pilot, "Hard disks: 1 of 1 found")
+
+
+@pytest.mark.parametrize("keys", [("enter", "enter"), ("f6",)])
+async def test_what_needs_devices_waits_for_them_and_f2_is_still_there(keys, tmp_path):
+    app = recover.RecoverApp(boot_recovery(), hardware_ready=tmp_path / "ready", tick=NEVER)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Press F6")
+        await pilot.press(*keys)
+        await until(pilot, "inspecting")
+        await pilot.press("f2")
+        await until(pilot, "An ASR disk was found")
 
 
 async def test_f6_loads_drivers_and_says_of_each_what_became_of_it(tmp_path):
@@ -1347,7 +1381,7 @@ async def test_the_largest_suitable_volume_is_filled_in_and_another_is_browsed_f
 async def test_a_data_volume_is_added_and_the_machine_looked_at_anew():
     looked = []
 
-    def look(add):
+    def look(add, provider):
         looked.append(add)
         return replace(SURVEY, left_out=(), more=(replace(SURVEY.more[0], added=True),))
 
@@ -1370,9 +1404,78 @@ async def test_a_data_volume_is_added_and_the_machine_looked_at_anew():
     assert looked == [("/srv/data",)]
 
 
+async def test_the_backup_of_another_product_is_chosen_in_the_wizard():
+    looked = []
+
+    def look(add, provider):
+        looked.append((add, provider))
+        return replace(SURVEY, draft=replace(SURVEY.draft, provider=provider))
+
+    told = Progress("Backing up files with restic...", 1, 2, "etc", files=1, total_files=2)
+    story = preparation(prepare=lambda *_: working(told, NOT_COMPARED, outcome=SET))
+    app = prepare.PrepareApp(story, SURVEY, look)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "P=Product")
+        await pilot.press("p")
+        await until(pilot, "restic")
+        await pilot.press("escape")
+        await until(pilot, "press N")
+        await pilot.press("p")
+        await until(pilot, "restic")
+        await pilot.press("down", "enter")
+        await until(pilot, "restic: its options")
+        await pilot.press("escape")                    # nothing has changed
+        await until(pilot, "press N")
+        assert "Backup by" not in screen_text(app)
+        await pilot.press("p")
+        await until(pilot, "restic")
+        await pilot.press("down", "enter")
+        await until(pilot, "KEY=VALUE")
+        await pilot.press(*"Bad=x", "enter")
+        await until(pilot, "small letters")
+        await pilot.press("escape")
+        await until(pilot, "press N")
+        await pilot.press("p")
+        await until(pilot, "restic")
+        await pilot.press("down", "enter")
+        await until(pilot, "KEY=VALUE")
+        await pilot.press(*"password-file=/p tag=a", "enter")
+        await until(pilot, "Backup by    restic")
+        await pilot.press("n")
+        await until(pilot, "Where should restic write it?")
+        await pilot.press("enter")
+        await until(pilot, "By           restic")
+        await pilot.press("f")
+        await until(pilot, "formatted diskette")
+        await pilot.press("enter")
+        await until(pilot, "label it as shown")
+        await pilot.press("enter")
+        await until(pilot, "does not say that it has read the backup back")
+        assert "The backup and the ASR disk were read back" not in screen_text(app)
+        await pilot.press("enter")
+    assert app.return_code == 0
+    assert looked == [([], ProviderReference("restic", {"password-file": "/p", "tag": "a"}))]
+
+
+async def test_our_own_backup_is_chosen_again():
+    app = prepare.PrepareApp(preparation(), BY_RESTIC, lambda add, provider: replace(
+        SURVEY, draft=replace(SURVEY.draft, provider=provider)))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Backup by    restic")
+        await pilot.press("p")
+        await until(pilot, "tar")
+        await pilot.press("enter")
+        await until(pilot, "NOT protected")
+        assert "Backup by" not in screen_text(app)
+
+
+def test_what_was_chosen_for_inclusion_keeps_providers_away():
+    assert not prepare.Welcome(replace(SURVEY, include=("a",))).products
+
+
 async def test_a_machine_that_cannot_be_recovered_with_a_volume_says_so_and_stays_as_it_was():
     app = prepare.PrepareApp(preparation(), SURVEY, raises(errors.Unsupported("/dev/vdc: ZFS")))
-    app.look = lambda add: raises(errors.Unsupported("/srv/data lies on ZFS."))()
+    app.look = lambda add, provider: raises(errors.Unsupported("/srv/data lies on ZFS."))()
     async with app.run_test(size=(80, 25)) as pilot:
         await until(pilot, "NOT protected")
         await pilot.press("a")
@@ -1572,7 +1675,7 @@ def documents(**changes):
         "mine": lambda: ("/home/ann",), "everyones": lambda: ("/home", "/root"),
         "entries": lambda directory: BACKUP[directory],
         "destination": lambda place: (Path(place) / "files.tar.zst", ""),
-        "select": lambda paths: working(Progress("Counting files...", 1, files=1), outcome="selection"),
+        "select": counted,
         "back_up": lambda paths, path, selection: working(BACKING_UP, outcome=()),
     } | changes)
 
@@ -1651,7 +1754,7 @@ async def test_files_are_backed_up_by_each_of_the_other_choices(keys, paths, tmp
         if keys[1:]:
             await until(pilot, "vmlinuz")
             await pilot.press(*keys[1:-1])
-            await until(pilot, "2 marked. To back up what is marked, press N.")
+            await until(pilot, "2 marked, 47 MB. To back up what is marked, press N.")
             await pilot.press(keys[-1])
         await until(pilot, "Where should the backup be written?")
         await pilot.press(*"/mnt", "enter")
@@ -1660,7 +1763,7 @@ async def test_files_are_backed_up_by_each_of_the_other_choices(keys, paths, tmp
         await pilot.press("f")
         await until(pilot, "The backup is complete, with 1 difference.")
         await pilot.press("enter")
-    assert asked == [(paths, Path("/mnt/files.tar.zst"), "selection")]
+    assert asked == [(paths, Path("/mnt/files.tar.zst"), Selection(12, SIZES.get(paths[0], 7)))]
     assert app.return_code == 0
 
 
@@ -2003,6 +2106,10 @@ def test_the_real_program_draws_page_2_on_a_terminal_and_ends_with_it():
                 if select.select([master], [], [], 0.1)[0]:
                     stream.feed(os.read(master, 65536))
 
+        see("Press F6")
+        os.write(master, b"\r")
+        see("Press F2")
+        os.write(master, b"\r")
         see("Setup is inspecting")
         assert "".join(line.rstrip() + "\n" for line in screen.display) == (SCREENS / "02-inspecting.txt").read_text()
         assert {cell.bg for cell in screen.buffer[12].values()} == {"blue"}
