@@ -109,14 +109,15 @@ class RecoverApp(SetupApp):
         return True
 
     async def prompted(self) -> bool:
-        if await self.hardware():
-            return True
+        """True: F2 was pressed. Meanwhile devices are being found; they are waited for where they are needed."""
         answer = await self.ask(PromptF6())
         while answer == "f6" or not answer:
             if answer == "f6":
+                if await self.hardware():
+                    return True
                 await self.drivers()
             answer = await self.ask(PromptF2())
-        return answer == "f2"
+        return answer == "f2" or await self.hardware()
 
     async def drivers(self) -> None:
         """From as many disks as there are; nothing is changed on them."""
