@@ -9,7 +9,9 @@ from time import monotonic, sleep
 from bootenv.rehearsal import Drive, Guest, Machine, NotSeen, boot
 from tests.vm import machines
 from tests.vm.compare import Allowed, Facts
-from tests.vm.samples import PASSPHRASE, Sample
+from tests.vm.samples import PASSPHRASE, PASSWORD, Sample
+
+ASR = "sh /run/cd/asr"                 # from the medium in a machine where nothing is installed
 
 # All that is not as it was, and why.
 EXPECTED = [
@@ -41,8 +43,11 @@ EXPECTED_FACTS = [
 TROUBLE = re.compile(r"Error ASR-\d+|NOT been recovered")
 
 
-def prepare(sample: Sample, lost: Machine, backup_disk: Path, floppy: Path, iso: Path, folder: Path
-            ) -> tuple[str, Facts]:
+Way = Callable[[Guest], str]           # to prepare a healthy machine in which root has logged in: what is said of it
+
+
+def prepare(sample: Sample, lost: Machine, backup_disk: Path, floppy: Path, iso: Path, folder: Path,
+            way: Way | None = None) -> tuple[str, Facts]:
     """Switch the healthy machine on, prepare it from the medium, switch it off.
 
     What `asr prepare` printed, and what only a running machine tells.
@@ -52,10 +57,56 @@ def prepare(sample: Sample, lost: Machine, backup_disk: Path, floppy: Path, iso:
         machines.log_in(guest, sample)
         facts = running(guest)
         done(guest, "mkdir /run/cd /run/backup && mount -o ro /dev/sr0 /run/cd && mount LABEL=BACKUP /run/backup")
-        printed = done(guest, "sh /run/cd/asr prepare --to /run/backup --disk /dev/fd0", seconds=1800)
+        printed = (way or by_command)(guest)
         done(guest, "umount /run/backup /run/cd")
         switch_off(guest)
         return printed, facts
+
+
+def by_command(guest: Guest) -> str:
+    return done(guest, f"{ASR} prepare --to /run/backup --disk /dev/fd0", seconds=1800)
+
+
+def by_wizard(guest: Guest) -> str:
+    """By keys on the machine's own screen, as somebody does who has never seen it before: nothing is typed."""
+    guest.wait_for_text("login: ", 300)
+    guest.type("root\n")
+    guest.wait_for_text("assword: ", 300)
+    guest.type(f"{PASSWORD}\n")
+    guest.wait_for_text("# ", 300)
+    guest.type(f"clear; {ASR}\n")
+    for pattern, key in (
+        ("Welcome to the Backup or Restore Wizard", "n"),
+        ("What do you want to do", "b"),
+        ("All information on this computer", "1"),
+        (r"Welcome to the Automated System Recovery.*press N", "n"),
+        ("Where should the backup be written", "ret"),
+        (r"You have completed the wizard.*press F", "f"),
+        ("formatted diskette in drive A", "ret"),
+        ("label it as shown", "ret"),
+        ("The ASR set is complete", "ret"),
+    ):
+        page = see(guest, pattern, 1800)
+        guest.press(key)
+    guest.wait_for_text("# ", 120)
+    return page
+
+
+def by_copy(guest: Guest) -> str:
+    """The disk that was made with the backup is lost: another one is made from the backup."""
+    said = done(guest, f"{ASR} prepare --to /run/backup --disk /run/lost.img", seconds=1800)
+    return said + done(guest, f"{ASR} make-disk --from /run/backup/*.tar.zst --disk /dev/fd0", seconds=300)
+
+
+def by_provider(guest: Guest) -> str:
+    """Another product's backup, a driver that goes along, and a command in each of the four places and times."""
+    commands = "".join(
+        f'[[commands]]\ntitle = "{when} in {where}"\nwhen = "{when}"\nwhere = "{where}"\n'
+        f'argv = ["sh", "-c", "mkdir -p $ASR_TARGET/var/log; echo {when} in {where} >>$ASR_TARGET/var/log/commands"]\n'
+        for when, where in (("before", "recovery"), ("after", "recovery"), ("after", "system")))
+    done(guest, f"mkdir -p /etc/asr && cat >/etc/asr/commands.toml <<'END'\n{commands}END\n")
+    done(guest, f"{ASR} add-driver $(find /lib/modules/ -name minix.ko.xz)", seconds=300)
+    return done(guest, f"{ASR} prepare --provider tar --to /run/backup --disk /dev/fd0", seconds=2400)
 
 
 def with_medium(machine: Machine, backup_disk: Path, iso: Path) -> Machine:

@@ -10,7 +10,7 @@ import pytest
 from bootenv.rehearsal import Guest, boot
 from tests.vm import machines, story
 from tests.vm.compare import Facts, differences, look
-from tests.vm.samples import SAMPLES, Sample
+from tests.vm.samples import SAMPLES
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]
 
@@ -19,6 +19,7 @@ ALWAYS = ("gpt", "uefi")               # BIOS, and Secure Boot
 GOLDEN = "gpt"                         # the machine that the goldens show
 POWER_CUT = "xfs"                      # in the middle of its restore
 CRASHES = "raid"                       # its console is killed in the middle of the work, in either stage
+WAYS = {"raid": story.by_wizard, "xfs": story.by_copy, "btrfs": story.by_provider}     # the others: by command
 SAME_BOARD = "btrfs"                   # only its disk was lost: its UEFI variables still name the lost one
 
 
@@ -26,7 +27,8 @@ SAME_BOARD = "btrfs"                   # only its disk was lost: its UEFI variab
     pytest.param(kind, marks=[] if kind in ALWAYS else pytest.mark.long) for kind in SAMPLES])
 def test_a_lost_machine_comes_back(kind, iso, sample, backup_disk, floppy, disks, tmp_path):
     lost = sample(kind)
-    printed, ran = story.prepare(SAMPLES[kind], lost, backup_disk, floppy, iso, tmp_path / "prepare")
+    printed, ran = story.prepare(SAMPLES[kind], lost, backup_disk, floppy, iso, tmp_path / "prepare",
+                                 WAYS.get(kind))
     print(printed)
     recovered = machines.blank(lost, disks / "blank")
     if kind == SAME_BOARD:
@@ -46,10 +48,10 @@ def test_a_lost_machine_comes_back(kind, iso, sample, backup_disk, floppy, disks
             story.see(guest, "Restoring files", 900)
             guest.power_cut()
         else:
-            runs = finish(guest, SAMPLES[kind], seen)
+            runs = finish(guest, kind, seen)
     if kind == POWER_CUT:
         with boot(machine, tmp_path / "again") as guest:
-            runs = finish(guest, SAMPLES[kind], seen)
+            runs = finish(guest, kind, seen)
 
     before, after = look(lost), look(recovered)
     assert after.health == []
@@ -78,9 +80,13 @@ def kill_console(guest: Guest) -> None:
     guest.wait_for_text(re.compile(pages), 600)
 
 
-def finish(guest: Guest, sample: Sample, seen: story.Seen) -> Facts:
-    story.restore(guest, encrypted=sample.encrypted, seen=seen)
-    machines.log_in(guest, sample)
+def finish(guest: Guest, kind: str, seen: story.Seen) -> Facts:
+    story.restore(guest, encrypted=SAMPLES[kind].encrypted, seen=seen)
+    machines.log_in(guest, SAMPLES[kind])
+    if WAYS.get(kind) == story.by_provider:
+        assert story.done(guest, "cat /var/log/commands").splitlines() == [
+            "before in recovery", "after in recovery", "after in system"]
+        assert "minix" in story.done(guest, "grep -h minix /var/log/asr/setup.log")
     # Arrays are compared, and one of their disks pulled, when both hold everything.
     story.done(guest, "! command -v mdadm || mdadm --wait /dev/md/* || true", seconds=900)
     facts = story.running(guest)
