@@ -181,19 +181,29 @@ def _unescaped(path: bytes) -> bytes:
     return re.sub(rb"\\(\d{3})", lambda code: bytes((int(code[1], 8),)), path)
 
 
-def _swap_files(trees: Iterable[Tree]) -> Iterator[tuple[int, int]]:
+def _swap_files(trees: Sequence[Tree]) -> Iterator[tuple[int, int]]:
     """Device and inode of the swap files that are in use, and of those in the fstab of what is backed up."""
     with open("/proc/swaps", "rb") as lines:
         paths = [fields[0] for fields in map(bytes.split, list(lines)[1:]) if fields[1] == b"file"]
     for tree in trees:
         with suppress(OSError), open(tree.directory + b"/etc/fstab", "rb") as lines:
-            paths += [tree.directory + fields[0] for fields in map(bytes.split, lines)
+            paths += [fields[0] for fields in map(bytes.split, lines)
                       if len(fields) > 2 and fields[2] == b"swap" and fields[0].startswith(b"/")]
-    for path in paths:
-        with suppress(OSError):                # as another mount namespace names it
-            status = os.stat(_unescaped(path))
-            if stat.S_ISREG(status.st_mode):
-                yield status.st_dev, status.st_ino
+    for path in map(_unescaped, paths):
+        # As it is, and wherever the file systems of the system that names it so are read from.
+        below = ((tree.directory, _below(tree.prefix, path)) for tree in trees)
+        for place in (path, *(directory + name for directory, name in below if name)):
+            with suppress(OSError):
+                status = os.stat(place)
+                if stat.S_ISREG(status.st_mode):
+                    yield status.st_dev, status.st_ino
+
+
+def _below(prefix: bytes, path: bytes) -> bytes:
+    """A system's path, from the mount point on that is its tree's prefix; b"" if it is not below that."""
+    if not prefix:
+        return path
+    return path[len(prefix) + 1:] if path.startswith(b"/%b/" % prefix) else b""
 
 
 # Writing

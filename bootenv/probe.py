@@ -557,11 +557,14 @@ _KERNEL_NAME = re.compile(r"/dev/((sd|vd|xvd|hd)[a-z]+\d*|(nvme\d+n|mmcblk)\d+(p
 
 
 def parse_swap_files(text: str, root: str = "/") -> Iterator[SwapFile]:
-    """The files among what swapon --show has, each with the first page that it does not count."""
+    """The files among what swapon --show has, each with the first page that it does not count.
+
+    A machine that is seen below `root` still has the names that the files had when they were swapped to.
+    """
     for line in text.splitlines():
         words = [re.sub(r"\\x([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), word) for word in line.split(" ")]
-        if len(words) >= 3 and words[1] == "file" and (path := _inside(words[0], root)):
-            yield SwapFile(path, int(words[2]) + _PAGE, *(words[3:5]))
+        if len(words) >= 3 and words[1] == "file":
+            yield SwapFile(_inside(words[0], root) or words[0], int(words[2]) + _PAGE, *(words[3:5]))
 
 
 _PAGE = 4096                   # swapon(8) shows what can be used: the header's page is not

@@ -327,6 +327,15 @@ def test_a_swap_file_comes_back_empty_and_without_holes(scratch):
     assert (scratch / "out" / "swap file").read_bytes() == header.ljust(size, b"\0")
 
 
+def test_a_swap_file_on_a_file_system_of_its_own_is_known_by_the_systems_name(scratch):
+    for name in ("root/etc", "swaps"):
+        (scratch / name).mkdir(parents=True)
+    (scratch / "root/etc/fstab").write_text("/swaps/file none swap sw 0 0\n/other/file none swap sw 0 0\n")
+    (scratch / "swaps/file").write_bytes(b"h" * 4086 + b"SWAPSPACE2" + b"somebody's memory" * 300_000)
+    assert differences(write_backup(scratch / "b", [Source(scratch / "root"), Source(scratch / "swaps", "swaps")])) == [
+        Difference("swaps/file", SWAP)]
+
+
 def verify(backup: Path) -> list[Difference]:
     return differences(verify_backup(backup))
 

@@ -4,8 +4,15 @@ import json
 
 import pytest
 
-from bootenv.layout import Disk
-from bootenv.probe import parse_content, parse_disks, parse_fstab, parse_mounted, parse_table
+from bootenv.layout import Disk, SwapFile
+from bootenv.probe import (
+    parse_content,
+    parse_disks,
+    parse_fstab,
+    parse_mounted,
+    parse_swap_files,
+    parse_table,
+)
 
 
 @pytest.mark.parametrize(("encoded", "label"), [
@@ -60,6 +67,12 @@ def test_the_medium_sees_the_machines_mounts_under_its_own_root():
         {"target": "/hostile", "source": "/dev/sda3", "fstype": "ext4", "fsroot": "/"}]}'''
     assert [(m.point, m.source, m.root) for m in parse_mounted(text, "/host")] == [
         ("/", "/dev/sda1", "/"), ("/home", "/dev/sda2", "/@home")]
+
+
+def test_the_medium_knows_the_machines_swap_files_by_the_machines_names():
+    text = "/dev/vda4 partition 134213632 uuid\n/swap/a\\x20file file 67104768 other label\n/host/file file 4096\n"
+    assert list(parse_swap_files(text, "/host")) == [
+        SwapFile("/swap/a file", 64 << 20, "other", "label"), SwapFile("/file", 8192)]
 
 
 def test_fstab_is_read_with_its_blanks():
