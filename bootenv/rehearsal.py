@@ -329,10 +329,13 @@ class Guest:
                 self._process.wait()
 
     def leave_evidence(self) -> None:
-        """screen.txt and screen.png in the folder, if the machine still answers."""
+        """screen.txt and screen.png in the folder, and in processor.txt where it is, if the machine still answers."""
         with suppress(AsrError, TimeoutError):
             (self.folder / "screen.txt").write_text(self.screen() + "\n")
             self.screenshot(self.folder / "screen.png")
+            looks = [self.command("human-monitor-command", command_line=line)
+                     for line in ("info status", "info registers", "info registers")]
+            (self.folder / "processor.txt").write_text("\n".join(looks))
 
     def close(self) -> None:
         """Power off and give back what the machine held."""

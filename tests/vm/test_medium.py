@@ -83,6 +83,23 @@ def test_both_consoles_come_to_the_prompt_within_512_mib_and_without_a_disk(firm
         guest.wait_for_text("could not find an ASR disk", 60)
         guest.press("esc")                             # what one console begins, the other goes on with
         on_serial(guest, "Welcome to Setup")
+        if firmware == "bios":                         # whose second console can be read
+            loses_its_serial_line(guest)
+
+
+def loses_its_serial_line(guest: Guest) -> None:
+    """What is on the screen stays, and whoever connects again sees it."""
+    said = guest.serial.log.stat().st_size
+    guest.press("alt-f2")
+    guest.wait_for_text("# ", 120)
+    at_shell(guest, "pkill -HUP -f ignore-size; echo do''ne", "done", 120)
+    guest.wait_for_text("Welcome to Setup", 60)
+    deadline = time.monotonic() + 60
+    while b"Welcome to Setup" not in guest.serial.log.read_bytes()[said:]:
+        assert time.monotonic() < deadline, "nothing more came on the serial console"
+        time.sleep(0.5)
+    guest.serial.send("\x1bOQ")
+    guest.wait_for_text("Please insert the disk labeled", 60)
 
 
 @pytest.mark.long

@@ -66,7 +66,8 @@ def test_a_failure_leaves_what_was_seen(machine, tmp_path):
     assert str(tmp_path / "run") in failure.value.__notes__[0]
     assert NOTHING in (tmp_path / "run/screen.txt").read_text()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "qemu.log", "serial.log", "screen.txt", "screen.png"}
+        "qemu.log", "serial.log", "screen.txt", "screen.png", "processor.txt"}
+    assert "EFL=" in (tmp_path / "run/processor.txt").read_text()
 
 
 def test_a_machine_that_is_gone_is_not_waited_for(machine):
