@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,13 +19,13 @@ from bootenv.errors import AsrError
 from bootenv.events import Difference, Event
 from bootenv.run import log
 
-from .screens import ErrorPage, Leaving, Page, UnexpectedPage, Work
+from .screens import ErrorPage, Inspecting, Leaving, Page, UnexpectedPage, Work
 from .widgets import AsciiGlyphs, ReverseVideo
 
 T = TypeVar("T")
 
-# On every page of the medium's own stories: no program of a running system changes that system's keyboard.
-CHOOSE_KEYBOARD = Binding("f4", "keyboard", show=False, priority=True)
+# Written by init once udev has settled.
+HARDWARE_READY = Path("/run/asr/hardware-ready")
 
 
 class Cancelled(Exception):
@@ -76,15 +76,6 @@ class SetupApp(App[int]):
     def action_ignore(self) -> None:
         """Nothing."""
 
-    def action_keyboard(self) -> None:
-        """Over whatever page there is, which goes on when the layout is chosen."""
-        from .keyboard import Keyboard
-
-        if isinstance(self.screen, Keyboard):
-            self.pop_screen()
-        else:
-            self.push_screen(Keyboard())
-
     def on_mount(self) -> None:
         # init has painted the screen long ago: nothing empty may come between that and the first page.
         self._unseen.enter_context(self.batch_update())
@@ -120,6 +111,8 @@ class SetupApp(App[int]):
         page.answered = asyncio.get_running_loop().create_future()
         with self.batch_update():              # a page is drawn once, when it is complete
             while len(self.screen_stack) > 2:
+                while not self.screen.is_mounted:      # one that is taken away half made ends the program
+                    await asyncio.sleep(0.01)
                 await self.pop_screen()
             await (self.switch_screen(page) if self.page else self.push_screen(page))
         self.page = page
@@ -164,6 +157,44 @@ class SetupApp(App[int]):
             self._exit_renderables.clear()
             print(f"Setup ended because of an error in itself. The log has the details.\n{self._crash[:300]}",
                   file=sys.stderr)
+
+
+class MediumApp(SetupApp):
+    """A story that the medium tells, from a moment on when the computer's devices are still being found.
+
+    hardware_ready: the file that says that all are known.
+    """
+
+    # No program of a running system changes that system's keyboard.
+    BINDINGS = [Binding("f4", "keyboard", show=False, priority=True)]
+
+    def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
+        super().__init__(story, tick=tick)
+        self.hardware_ready = hardware_ready
+
+    def action_keyboard(self) -> None:
+        """Over whatever page there is, which goes on when the layout is chosen."""
+        from .keyboard import Keyboard
+
+        if isinstance(self.screen, Keyboard):
+            self.pop_screen()
+        else:
+            self.push_screen(Keyboard())
+
+    async def show(self, page: Page[Any]) -> None:
+        first = not self.page
+        await super().show(page)
+        if first:
+            self.call_after_refresh(self.seen)
+
+    def seen(self) -> None:
+        """init lets devices be found from now on: before, that took the time that Python needs to start."""
+        with suppress(OSError):
+            self.hardware_ready.with_name("first-page").touch()
+
+    async def hardware(self) -> bool:
+        """Waits until all devices are known. True: F2 came first."""
+        return not self.hardware_ready.exists() and await self.ask(Inspecting(self.hardware_ready))
 
 
 def _consume(events: Generator[Event, None, T], page: Work) -> T:

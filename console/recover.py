@@ -15,7 +15,7 @@ from bootenv.errors import BackupNotFound, NoAsrDisk
 from bootenv.events import Event, Progress
 from bootenv.layout import Disk, human
 
-from .app import CHOOSE_KEYBOARD, SetupApp, T
+from .app import HARDWARE_READY, MediumApp, T
 from .files import restore_files, verify_backup
 from .screens import (
     ChecksPage,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from bootenv.match import Choice, Match
     from bootenv.recover import Lock
 
-# Written by init once udev has settled.
-HARDWARE_READY = Path("/run/asr/hardware-ready")
-
 # How far the technician got.
 _WELCOME, _WANTED, _CHANGED = "welcome", "recovery is wanted", "the disks are changed"
 
@@ -54,17 +51,14 @@ _REBOOT = 15
 _LOOK_EVERY = 1.0
 
 
-class RecoverApp(SetupApp):
-    """Pages 2 to 10. `hardware_ready` is the file that says that all devices are known.
+class RecoverApp(MediumApp):
+    """Pages 2 to 10.
 
-    Beside it a file says how far the technician got, so that a console that crashed comes back to where it was.
+    Beside hardware_ready a file says how far the technician got, so that a console that crashed comes back to that.
     """
 
-    BINDINGS = [CHOOSE_KEYBOARD]
-
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
-        super().__init__(story, tick=tick)
-        self.hardware_ready = hardware_ready
+        super().__init__(story, hardware_ready=hardware_ready, tick=tick)
         self.reached = hardware_ready.with_name("reached")
         self.changed = ""                      # what an earlier attempt did to the disks
         self.without_backup = False            # somebody said that the backup will be connected later
@@ -129,10 +123,6 @@ class RecoverApp(SetupApp):
                     return
             else:
                 return await self.ask(Drivers(loaded))
-
-    async def hardware(self) -> bool:
-        """Waits until all devices are known. True: F2 came first."""
-        return not self.hardware_ready.exists() and await self.ask(Inspecting(self.hardware_ready))
 
     async def welcome(self) -> None:
         self.reach(_WELCOME)
@@ -238,30 +228,6 @@ _NOT_YET = (
     "      /asr prepare",
     "Nothing was changed.",
 )
-
-
-class Inspecting(Page[bool]):
-    """Page 2, until all devices are known. Answers whether F2 was pressed."""
-
-    BINDINGS = key("f2", "answer(True)") + key("f3", "leave")
-    EXPLANATION = (
-        "Setup is finding out which disks, drives and other devices this computer has.\n\n"
-        "You can press F2 now: Automated System Recovery then starts at once."
-    )
-
-    def __init__(self, ready: Path):
-        super().__init__()
-        self.ready = ready
-
-    def show_keys(self) -> None:
-        self.bar.show("Setup is inspecting your computer's hardware configuration...")
-
-    def on_mount(self) -> None:
-        self.set_interval(0.2, self._look)
-
-    def _look(self) -> None:
-        if self.ready.exists():
-            self.answer(False)
 
 
 class Prompt(Page[Any]):

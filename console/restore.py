@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual import events, work
@@ -12,7 +13,7 @@ from bootenv.errors import AsrError
 from bootenv.events import Event
 from bootenv.layout import human
 
-from .app import CHOOSE_KEYBOARD, SetupApp
+from .app import HARDWARE_READY, MediumApp
 from .screens import (
     Browse,
     Page,
@@ -54,16 +55,16 @@ _UNLOCK = (
 )
 
 
-class RestoreApp(SetupApp):
+class RestoreApp(MediumApp):
     """Pages 11 to 15."""
 
-    BINDINGS = [CHOOSE_KEYBOARD]
-
-    def __init__(self, story: Any, *, tick: float = 1.0):
-        super().__init__(story, tick=tick)
+    def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
+        super().__init__(story, hardware_ready=hardware_ready, tick=tick)
         self.secrets: dict[str, bytes] = {}    # passphrases by the ids of their containers
 
     async def pages(self) -> None:
+        while await self.hardware():
+            pass                               # F2 has done its work
         set = await asyncio.to_thread(self.story.pending_set)
         work = self.story.under_way()
         outcome = await self.followed(work) if work else None

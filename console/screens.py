@@ -6,6 +6,7 @@ from asyncio import Future, to_thread
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -608,6 +609,30 @@ class Choosing(Page[T]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return bool(self.found) if action == self.NEEDS else super().check_action(action, parameters)
+
+
+class Inspecting(Page[bool]):
+    """Page 2, until all devices are known. Answers whether F2 was pressed."""
+
+    BINDINGS = key("f2", "answer(True)") + key("f3", "leave")
+    EXPLANATION = (
+        "Setup is finding out which disks, drives and other devices this computer has.\n\n"
+        "You can press F2 now: Automated System Recovery then starts at once."
+    )
+
+    def __init__(self, ready: Path):
+        super().__init__()
+        self.ready = ready
+
+    def show_keys(self) -> None:
+        self.bar.show("Setup is inspecting your computer's hardware configuration...")
+
+    def on_mount(self) -> None:
+        self.set_interval(0.2, self._look)
+
+    def _look(self) -> None:
+        if self.ready.exists():
+            self.answer(False)
 
 
 class Browse(Page[str]):

@@ -8,6 +8,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -190,6 +191,13 @@ def recover_app(story, tmp_path, tick=NEVER):
     return recover.RecoverApp(story, hardware_ready=tmp_path / "ready", tick=tick)
 
 
+def restore_app(story, tick=NEVER):
+    """OS restore on a machine whose hardware is known already."""
+    ready = Path(tempfile.mkdtemp()) / "ready"
+    ready.touch()
+    return restore.RestoreApp(story, hardware_ready=ready, tick=tick)
+
+
 async def welcome(pilot):
     """Goes to page 4, at once where count-downs stand still."""
     if pilot.app.tick == NEVER:
@@ -325,7 +333,7 @@ LOST = replace(SAVED, header=False)
 
 # name of the golden: (the page, what it says when it is ready, the story behind it)
 PAGES = {
-    "02-inspecting": (lambda: recover.Inspecting(Path("/nonexistent")), "inspecting", None),
+    "02-inspecting": (lambda: screens.Inspecting(Path("/nonexistent")), "inspecting", None),
     "03-prompt-f6": (recover.PromptF6, "F6", None),
     "03-prompt-f2": (recover.PromptF2, "F2", None),
     "03-driver-disk": (lambda: recover.DriverDisk("6.12.1-amd64"), "Insert", None),
@@ -520,6 +528,17 @@ async def test_what_needs_devices_waits_for_them_and_f2_is_still_there(keys, tmp
         await until(pilot, "inspecting")
         await pilot.press("f2")
         await until(pilot, "An ASR disk was found")
+
+
+async def test_the_restore_waits_for_devices_and_init_hears_of_the_first_page(tmp_path):
+    app = restore.RestoreApp(os_restore(), hardware_ready=tmp_path / "ready", tick=NEVER)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "inspecting")
+        await pilot.press("f2")
+        await until(pilot, "inspecting")
+        assert (tmp_path / "first-page").exists()
+        (tmp_path / "ready").touch()
+        await until(pilot, "Seconds left")
 
 
 async def test_f6_loads_drivers_and_says_of_each_what_became_of_it(tmp_path):
@@ -852,7 +871,7 @@ async def test_the_wizard_asks_for_the_passphrase_before_anything_counts_down(tm
     given = []
     story = os_restore(locks=lambda set: (SAVED,), opens=lambda set, lock, secrets, passphrase: passphrase == b"good",
                        restore=lambda set, backup, secrets: working(outcome=given.append(secrets) or RECOVERED))
-    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "sda3_crypt")
         await asyncio.sleep(0.3)
         await pilot.press(*"good", "enter")
@@ -877,7 +896,7 @@ async def test_what_a_provider_must_be_told_is_asked_for_in_each_attempt(tmp_pat
 
     story = os_restore(pending_set=lambda: set, questions=questions, restore=restored, locks=lambda set: (SAVED,),
                        opens=lambda set, lock, secrets, passphrase: True)
-    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "sda3_crypt")
         await pilot.press(*"disk", "enter")
         await until(pilot, "Needed       The password")
@@ -960,7 +979,7 @@ async def test_a_console_that_comes_back_goes_on_where_the_technician_was(tmp_pa
 async def test_a_restore_that_is_under_way_asks_nothing_when_the_console_comes_back():
     story = os_restore(under_way=lambda: working(RESTORING, outcome=RECOVERED), locks=raises(AssertionError),
                        find_backup=raises(AssertionError))
-    async with restore.RestoreApp(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
         await until(pilot, "has been recovered")
 
 
@@ -987,7 +1006,7 @@ async def test_a_failure_while_disks_are_written_is_never_a_success(error, seen,
 # OS restore
 
 async def test_os_restore_goes_through_by_itself_and_restarts_once():
-    app = restore.RestoreApp(os_restore(), tick=0.001)
+    app = restore_app(os_restore(), tick=0.001)
     async with app.run_test(size=(80, 25)) as pilot:
         await until(pilot, "being restarted")
         async with asyncio.timeout(10):
@@ -997,7 +1016,7 @@ async def test_os_restore_goes_through_by_itself_and_restarts_once():
 
 
 async def test_any_other_key_stops_the_ninety_seconds_and_n_goes_on():
-    async with restore.RestoreApp(os_restore(), tick=0.02).run_test(size=(80, 25)) as pilot:
+    async with restore_app(os_restore(), tick=0.02).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Seconds left")
         await pilot.press("x")
         await until(pilot, "The wizard waits for you")
@@ -1015,7 +1034,7 @@ async def test_any_other_key_stops_the_ninety_seconds_and_n_goes_on():
 async def test_the_ninety_seconds_begin_when_every_check_is_green():
     missing = [Check("Backup of this set", errors.BackupNotFound("The backup is not here."))]
     story = os_restore(checks=lambda set: iter(missing.copy() or [Check("Backup of this set")]))
-    async with restore.RestoreApp(story, tick=0.02).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=0.02).run_test(size=(80, 25)) as pilot:
         await until(pilot, "The backup is not here.")
         assert "Seconds left" not in screen_text(pilot.app)
         missing.clear()                                # the disk is connected: the wizard looks again by itself
@@ -1025,7 +1044,7 @@ async def test_the_ninety_seconds_begin_when_every_check_is_green():
 async def test_a_backup_that_is_not_found_can_be_named():
     story = os_restore(find_backup=raises(errors.BackupNotFound("It is on none of the disks.")),
                        open_backup=lambda path, set: FoundBackup(path, path, set))
-    async with restore.RestoreApp(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Seconds left")
         await pilot.press("n")
         await until(pilot, "It is on none of the disks.")
@@ -1039,7 +1058,7 @@ async def test_a_backup_that_is_not_found_can_be_named():
 async def test_another_sets_backup_is_refused():
     story = os_restore(find_backup=raises(errors.BackupNotFound("It is on none of the disks.")),
                        open_backup=raises(errors.OtherSet("The backup belongs to another ASR set.")))
-    async with restore.RestoreApp(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Seconds left")
         await pilot.press("n")
         await until(pilot, "It is on none of the disks.")
@@ -1052,7 +1071,7 @@ async def test_another_sets_backup_is_refused():
 @pytest.mark.parametrize("error", [errors.DamagedBackup("Nothing can be read."), OSError("disk is gone")])
 async def test_a_restore_that_fails_waits_for_a_key_and_says_so(error):
     story = os_restore(restore=lambda set, backup, secrets: working(RESTORING, error))
-    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "NOT been recovered")
         await asyncio.sleep(0.1)
         assert "has been recovered" not in screen_text(pilot.app)
@@ -1063,7 +1082,7 @@ async def test_a_restore_that_fails_waits_for_a_key_and_says_so(error):
 
 async def test_a_result_that_is_no_success_waits_for_a_key():
     story = os_restore(restore=lambda set, backup, secrets: working(outcome=replace(RECOVERED, result="failed")))
-    async with restore.RestoreApp(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+    async with restore_app(story, tick=0.001).run_test(size=(80, 25)) as pilot:
         await until(pilot, "NOT been recovered")
         await asyncio.sleep(0.1)
         assert story.restart.times == 0
@@ -1097,7 +1116,7 @@ async def test_a_flood_of_progress_is_drawn_ten_times_a_second_and_no_difference
                 yield Difference(str(n), "why")
         return RECOVERED
 
-    app = restore.RestoreApp(os_restore(restore=lambda set, backup, secrets: flood()), tick=0.001)
+    app = restore_app(os_restore(restore=lambda set, backup, secrets: flood()), tick=0.001)
     async with app.run_test(size=(80, 25)) as pilot:
         pages = []
         monkeypatch.setattr(app, "perform", lambda page, events: pages.append(page) or SetupApp.perform(
@@ -1168,13 +1187,13 @@ def layouts(monkeypatch, tmp_path):
 
 
 async def test_f4_chooses_the_keyboard_on_any_page_and_the_count_down_waits(layouts, tmp_path):
-    async with recover_app(boot_recovery(), tmp_path, tick=0.05).run_test(size=(80, 25)) as pilot:
+    async with recover_app(boot_recovery(), tmp_path, tick=0.2).run_test(size=(80, 25)) as pilot:
         await until(pilot, "Press F6")
         await pilot.press("f4")
         await until(pilot, "Which layout")
         assert_canvas(pilot.app)
         page, left = pilot.app.page, pilot.app.page.seconds
-        await asyncio.sleep(0.5)                       # in which both prompts would be over
+        await asyncio.sleep(2.7)                       # in which both prompts would be over
         assert (pilot.app.page, page.seconds) == (page, left)
         await pilot.press("d", "d", "enter")           # of the two, the second
         await until(pilot, "Welcome to Setup")
