@@ -181,19 +181,26 @@ def _unescaped(path: bytes) -> bytes:
     return re.sub(rb"\\(\d{3})", lambda code: bytes((int(code[1], 8),)), path)
 
 
-def _swap_files(trees: Iterable[Tree]) -> Iterator[tuple[int, int]]:
+def _swap_files(trees: Sequence[Tree]) -> Iterator[tuple[int, int]]:
     """Device and inode of the swap files that are in use, and of those in the fstab of what is backed up."""
     with open("/proc/swaps", "rb") as lines:
-        paths = [fields[0] for fields in map(bytes.split, list(lines)[1:]) if fields[1] == b"file"]
+        paths = [_unescaped(fields[0]) for fields in map(bytes.split, list(lines)[1:]) if fields[1] == b"file"]
     for tree in trees:
         with suppress(OSError), open(tree.directory + b"/etc/fstab", "rb") as lines:
-            paths += [tree.directory + fields[0] for fields in map(bytes.split, lines)
+            paths += [_in_tree(_unescaped(fields[0]), tree, trees) for fields in map(bytes.split, lines)
                       if len(fields) > 2 and fields[2] == b"swap" and fields[0].startswith(b"/")]
     for path in paths:
         with suppress(OSError):                # as another mount namespace names it
-            status = os.stat(_unescaped(path))
+            status = os.stat(path)
             if stat.S_ISREG(status.st_mode):
                 yield status.st_dev, status.st_ino
+
+
+def _in_tree(path: bytes, root: Tree, trees: Iterable[Tree]) -> bytes:
+    """Where a file can be read that a system, whose root is one of the trees, has in that or in another one."""
+    above = [tree for tree in trees if tree.prefix and path.startswith(b"/" + tree.prefix + b"/")]
+    tree = max(above, key=lambda tree: len(tree.prefix), default=root)
+    return tree.directory + path[len(tree.prefix) + bool(tree.prefix):]
 
 
 # Writing

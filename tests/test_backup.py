@@ -327,6 +327,17 @@ def test_a_swap_file_comes_back_empty_and_without_holes(scratch):
     assert (scratch / "out" / "swap file").read_bytes() == header.ljust(size, b"\0")
 
 
+def test_a_swap_file_is_known_on_whatever_file_system_of_its_machine_it_lies(scratch):
+    (scratch / "root/etc").mkdir(parents=True)
+    (scratch / "root/etc/fstab").write_text("/swap/swap\\040file none swap sw 0 0\n/swapped none swap sw 0 0\n")
+    (scratch / "volume").mkdir()
+    here = [scratch / "root/swapped", scratch / "volume/swap file"]
+    for path in here:
+        path.touch()
+    trees = [Tree(bytes(scratch / "root"), b""), Tree(bytes(scratch / "volume"), b"swap")]
+    assert {*backup_room._swap_files(trees)} >= {(path.stat().st_dev, path.stat().st_ino) for path in here}
+
+
 def verify(backup: Path) -> list[Difference]:
     return differences(verify_backup(backup))
 
