@@ -24,6 +24,8 @@ from .widgets import AsciiGlyphs, ReverseVideo
 
 T = TypeVar("T")
 
+CRASHED = 70                           # the exit status of a program that ended because of an error in itself
+
 # On every page of the medium's own stories: no program of a running system changes that system's keyboard.
 CHOOSE_KEYBOARD = Binding("f4", "keyboard", show=False, priority=True)
 
@@ -145,6 +147,10 @@ class SetupApp(App[int]):
         await self.show(page)
         self.working = asyncio.ensure_future(asyncio.to_thread(_consume, events, page))
         return await asyncio.shield(self.working)      # work goes on when the story is left
+
+    @property
+    def crashed(self) -> bool:
+        return bool(self._crash)
 
     async def each(self, items: Iterator[T], seen: Callable[[T], None]) -> list[T]:
         """Takes from an iterator in a thread, and has each item seen here as it comes."""
