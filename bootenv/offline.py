@@ -51,8 +51,8 @@ for try in $(seq 40); do
     [ "$left" ] || break
     sleep 0.25
 done
-[ ! -e {_OPENED} ] || tac {_OPENED} | sh
-rm -f {_OPENED}
+[ ! -e {_OPENED} ] || {{ tac {_OPENED} >{_OPENED}.tac && . {_OPENED}.tac; }}
+rm -f {_OPENED} {_OPENED}.tac
 [ ! "$left" ]"""
 
 
@@ -181,7 +181,7 @@ def names_agree(system: System, blocks: Sequence[Block]) -> bool:
 
 @contextmanager
 def opened() -> Iterator[subprocess.Popen]:
-    """What is opened and mounted in the block is closed at its end. Its `returncode` says then whether it could be."""
+    """What is opened and mounted in the block is closed at its end. Its `returncode` says then whether all could be."""
     _OPENED.parent.mkdir(parents=True, exist_ok=True)
     _OPENED.unlink(missing_ok=True)
     with afterwards(_CLOSE) as keeper:
@@ -327,7 +327,8 @@ def _put_right(system: System, top: Path, blocks: Sequence[Block]) -> bool:
                 changed = True
             elif block.inner == f"/dev/mapper/{provisional}" and not os.path.exists(f"/dev/mapper/{name}"):
                 run(("dmsetup", "rename", provisional, name))
-                _undo("cryptsetup", "close", name)
+                _OPENED.write_text(_OPENED.read_text().replace(_undoing("cryptsetup", "close", provisional),
+                                                               _undoing("cryptsetup", "close", name)))
                 changed = True
         except (CommandFailed, ToolMissing) as error:
             log(f"{block.path} of {system.host}: {error}")
@@ -376,7 +377,11 @@ def _assemble() -> None:
 
 def _undo(*argv: str) -> None:
     with _OPENED.open("a") as file:
-        file.write(shlex.join(argv) + "\n")
+        file.write(_undoing(*argv))
+
+
+def _undoing(*argv: str) -> str:
+    return f"{shlex.join(argv)} || left=yes\n"
 
 
 # Mounting

@@ -47,7 +47,7 @@ async def prepare_offline(app: "SetupApp") -> None:
         await app.show(Leaving("Please wait while Setup unmounts this computer's file systems..."))
         await asyncio.to_thread(stack.close)
     if keeper.returncode:
-        await app.ask(Notice("Not all file systems could be unmounted.", "The log says which (D). Restart your "
+        await app.ask(Notice("Not all could be unmounted and closed.", "The log says what (D). Restart your "
                              "computer with F3 before you use its disks otherwise."))
 
 

@@ -24,6 +24,8 @@ from bootenv.offline import (
     parse_blocks,
     parse_lines,
 )
+from tests.scenarios import SCENARIOS
+from tests.uml import run_in_uml
 
 FSTAB = r"""
 # <file system> <mount point> <type> <options> <dump> <pass>
@@ -226,6 +228,7 @@ def test_systems_are_found_in_subvolumes_and_snapshots_of_them_are_not(commands,
 
 def test_a_container_gets_the_name_that_its_system_has_for_it(commands, monkeypatch, tmp_path):
     monkeypatch.setattr(offline, "_OPENED", tmp_path / "opened")
+    (tmp_path / "opened").write_text("cryptsetup close luks-c || left=yes\nvgchange --activate n vg || left=yes\n")
     container = Block("/dev/vda3", "part", "crypto_LUKS", uuid="c", inner="/dev/mapper/luks-c")
     closed = Block("/dev/vda4", "part", "crypto_LUKS", uuid="d")
     named = replace(system(ROOT, ""), crypttab=(("UUID=c", ("vda3_crypt", "")), ("UUID=d", ("home", "/etc/home.key"))))
@@ -237,7 +240,8 @@ def test_a_container_gets_the_name_that_its_system_has_for_it(commands, monkeypa
     assert offline._put_right(named, tmp_path, (replace(container, inner="/dev/mapper/vda3_crypt"), closed))
     assert next(argv for argv in commands if argv[0] == "cryptsetup") == (
         "cryptsetup", "open", "--key-file", str(tmp_path / "etc/home.key"), "/dev/vda4", "luks-d")
-    assert (tmp_path / "opened").read_text() == "cryptsetup close vda3_crypt\ncryptsetup close luks-d\n"
+    assert (tmp_path / "opened").read_text() == "".join(f"{line} || left=yes\n" for line in (
+        "cryptsetup close vda3_crypt", "vgchange --activate n vg", "cryptsetup close luks-d"))
 
 
 def test_an_array_has_the_number_that_it_has_on_its_own_host():
@@ -336,3 +340,23 @@ def test_a_medium_that_the_other_firmware_started_says_so(layout, firmware, load
             list(prepare.other_firmware(layout, firmware, loader))
     else:
         assert [told.what for told in prepare.other_firmware(layout, firmware, loader)] == said
+
+
+# On real disks, in user-mode Linux
+
+ALWAYS = ("luks-guided", "lvm-on-luks-on-md", "btrfs-on-luks")
+MORE = ("gpt-odd", "btrfs", "btrfs-raid", "luks1", "luks-on-lvm", "whole-disks", "md-mirror", "lvm-thin", "xfs")
+
+
+@pytest.mark.disks
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [*ALWAYS, *(pytest.param(name, marks=pytest.mark.long) for name in MORE)])
+def test_what_is_known_of_a_machine_at_rest_is_what_is_known_of_it_when_it_runs(name, tmp_path):
+    images = [tmp_path / f"{number}.img" for number in range(SCENARIOS[name].disks)]
+    for image in images:
+        with image.open("wb") as file:
+            file.truncate(SCENARIOS[name].size * 2**20)
+    outcome = run_in_uml("tests.on_offline", name, images, memory=2**30, seconds=280)
+    assert outcome["at rest"] == outcome["running"]
+    assert (outcome["host"], outcome["left out"]) == ("uml", [])
+    assert (outcome["closed"], outcome["after"]) == (0, outcome["before"])
