@@ -59,14 +59,13 @@ def describe() -> None:
         if not row["target"].startswith(str(MACHINE)):
             continue
         options = f"subvol={row['fsroot']}" if row["fstype"] == "btrfs" else "defaults"
-        source = called(re.sub(r"[[].*", "", row["source"]))
+        source = called(row["source"].partition("[")[0])
         lines.append(f"{source} {point.removesuffix('.')} {row['fstype']} {options}")
     lines += [f"/{Path(path).relative_to(MACHINE)} none swap sw"
               for path in shell("swapon", "--show=NAME", "--noheadings").split() if path.startswith(str(MACHINE))]
     (etc / "fstab").write_text("\n".join([*reversed(lines), ""]))      # in no good order
     with (etc / "crypttab").open("a") as crypttab:
-        for container in shell("dmsetup", "ls", "--target", "crypt").splitlines():
-            name = container.split("\t")[0]
+        for name in re.findall(r"(.+)\t", shell("dmsetup", "ls", "--target", "crypt")):
             status = shell("cryptsetup", "status", name)
             device = re.search(r"device: +(\S+)", status)
             assert device
