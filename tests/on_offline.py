@@ -6,7 +6,9 @@
 import json
 import os
 import re
+import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +44,23 @@ def main(name: str) -> None:
     json.dump({
         "running": as_text(running, paths), "at rest": as_text(at_rest, paths), "host": system.host,
         "left out": [difference.what for difference in left_out], "closed": keeper.returncode,
-        "before": before, "after": in_use(),
+        "before": before, "after": in_use(), "after a kill": killed(before),
     }, sys.stdout)
+
+
+def killed(before: list[str]) -> list[str]:
+    """What is in use some time after the program was killed that had a system mounted."""
+    child = os.fork()
+    if not child:
+        with offline.opened():
+            offline.mount(found())
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    for _ in range(60):
+        if (now := in_use()) == before:
+            break
+        time.sleep(0.25)
+    return now
 
 
 def describe() -> None:

@@ -360,3 +360,4 @@ def test_what_is_known_of_a_machine_at_rest_is_what_is_known_of_it_when_it_runs(
     assert outcome["at rest"] == outcome["running"]
     assert (outcome["host"], outcome["left out"]) == ("uml", [])
     assert (outcome["closed"], outcome["after"]) == (0, outcome["before"])
+    assert outcome["after a kill"] == outcome["before"]
