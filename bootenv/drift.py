@@ -13,7 +13,7 @@ from .errors import BadCommands, NoAsrDisk
 from .events import Difference
 from .layout import Layout, human
 from .probe import probe
-from .run import ROOT, has_tool, run
+from .run import ROOT, RUNNING, has_tool, run
 from .sif import DRIVERS, AsrSet, now, read_sif
 
 REPAIR = "var/lib/asr/repair/asr.sif"  # the copy on the machine; in the backup the first member, by the same name
@@ -226,7 +226,9 @@ def notice(name: str, sentence: str) -> None:
 
 
 def show_notices() -> None:
-    """All notices, where logins show them."""
+    """All notices, where logins show them; on a machine that does not run, its next start does that."""
+    if not RUNNING:
+        return
     said = [path.read_text(errors="replace") for path in sorted((ROOT / NOTICES).glob("*.txt"))]
     motd = ROOT / MOTD
     if said:

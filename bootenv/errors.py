@@ -288,6 +288,36 @@ class ProviderFailed(AsrError):
     untouched = "No ASR set was made; in recovery, files may have been restored already."
 
 
+# A computer whose own system does not run
+
+class NoSystem(AsrError):
+    number = 50
+    title = "No installed system was found."
+    cause = ("A system is known by /etc/fstab and os-release on one of this computer's volumes, and by starting from "
+             "where it was found: snapshots of a system do not count. What is encrypted and closed, or an array that "
+             "lacks a disk, cannot be looked into.")
+    remedy = ("See whether all disks are connected and F6 loads a driver that they need. Press P again and type the "
+              "passphrases of encrypted volumes. An array that lacks a disk is started with a shell (S): mdadm --run.")
+
+
+class SystemIncomplete(AsrError):
+    number = 51
+    title = "A file system of the system cannot be mounted."
+    cause = ("The system's own /etc/fstab mounts it at every start, so its files belong into the backup. A set without "
+             "them would be taken for a whole one.")
+    remedy = ("Connect the disk that is missing, or repair the file system (S opens a shell, fsck). What the computer "
+              "does start without has the word nofail in its /etc/fstab; then it is left out, and named.")
+
+
+class Asleep(AsrError):
+    number = 52
+    title = "The computer is asleep on its disk."
+    cause = ("It was hibernated: its memory, with all that it knows of its file systems, is in its swap space. If "
+             "these were mounted now and it then woke up, they would be destroyed.")
+    remedy = ("Start the computer and shut it down. If it does not wake up any more, start it with  noresume  on the "
+              "kernel's command line: what was open is lost, and the file systems are well.")
+
+
 # Rehearsals
 
 class RehearsalFailed(AsrError):

@@ -5,7 +5,6 @@ import glob
 import os
 import re
 import shutil
-import socket
 import stat
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,23 +21,23 @@ from .commands import as_text, read_commands
 from .destinations import SPLIT, SUFFIX, Destination, Place, at, on_critical_disk, places, refused, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
-from .errors import Busy, NeedsRoot, Unsupported
+from .errors import Busy, FirmwareDiffers, NeedsRoot, Unsupported
 from .events import Difference, Event, noted
 from .exclude import LISTED, Excluding
 from .files import read_back
 from .layout import Layout, Mount, human
 from .media import record_verified
 from .plan import plan
-from .probe import kernel_names, mount_table, os_release, probe
+from .probe import architecture, host_name, kernel_names, kernel_release, mount_table, os_release, probe
 from .provider import SHIPPED, back_up, find_provider, make_plan
 from .provider import known_providers as known_providers  # of this story, for its front end
 from .provider import provider_reference as provider_reference
-from .run import ROOT, STATE, log, run
+from .run import ROOT, RUNNING, STATE, log, run
 from .sif import DRIVERS, AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
 from .snapshot import held_still
 
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
-_SOURCES = STATE / "sources"
+SOURCES = STATE / "sources"
 _TREE = STATE / "tree"                 # all of them in one, for a provider
 _HEADER_LOST = ("Recovery gives it a new header with a new passphrase: it cannot take the old one, with its key slots, "
                 "from another product's backup.")
@@ -84,7 +83,7 @@ def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: S
 
     add: mount points of data volumes that are to be in the set; their disks are then recovered like the system's.
     exclude, include: patterns of the user. provider: whose backup it will be, if it isn't ours. Raises NeedsRoot,
-    Unsupported for what can't be recovered, BadCommands, NoProvider.
+    Unsupported for what can't be recovered, FirmwareDiffers, BadCommands, NoProvider.
     """
     if os.geteuid():
         raise NeedsRoot("Preparing an ASR set reads every file and disk, so it needs root.",
@@ -100,13 +99,14 @@ def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: S
     layout = recoverable_part(critical_part(everything, add))
     firmware = "uefi" if Path("/sys/firmware/efi").is_dir() else "bios"
     loader = loader_of(ROOT, layout, firmware)
+    other = () if RUNNING else tuple(other_firmware(layout, firmware, loader))
     layout = with_recovery_mount(with_boot_code(with_mount_points(layout), firmware, loader))
     check_minimal(layout, firmware)
     _check_room(layout, firmware)
     plan(layout)                       # what can't be made again must be known now, not after the disaster
     draft = AsrSet(
-        id="", created=now(), host=socket.gethostname(), system=os_release().get("PRETTY_NAME", ""),
-        kernel=os.uname().release, architecture=os.uname().machine, firmware=firmware,
+        id="", created=now(), host=host_name(), system=os_release().get("PRETTY_NAME", ""),
+        kernel=kernel_release(), architecture=architecture(), firmware=firmware,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), layout=layout, loader=loader,
         provider=provider, files=carried.kept(), commands=read_commands(),
     )
@@ -115,7 +115,7 @@ def survey(*, add: Collection[str] = (), exclude: Sequence[str] = (), include: S
     used = sum({mount.filesystem: _used(ROOT / mount.point.lstrip("/")) for mount in layout.mounts}.values())
     losses = (Difference(f.device, f.why) for f in findings if f.verdict == LOSS)
     lost = (Difference(c.name or c.id, _HEADER_LOST) for c in layout.containers if provider)
-    return Survey(draft, (*losses, *lost, *hidden(layout)), used, findings, more,
+    return Survey(draft, (*losses, *lost, *other, *hidden(layout)), used, findings, more,
                   (*_left_out_snapshots(everything, layout), *exclude), tuple(include))
 
 
@@ -134,6 +134,26 @@ def _left_out_snapshots(everything: Layout, layout: Layout) -> tuple[str, ...]:
              for s in everything.subvolumes if (s.filesystem, s.path) not in kept
              for mount in [layout.mount_with(s)] if mount]
     return tuple(f"{glob.escape(path)}/*" for path in paths)
+
+
+def other_firmware(layout: Layout, firmware: str, loader: str) -> Iterator[Difference]:
+    """A machine that does not run may start by another firmware than the medium that looks at it.
+
+    Raises FirmwareDiffers if it does, and tells of it if it may.
+    """
+    points = [mount.point for mount in esp_mounts(layout)]
+    if firmware == "uefi" and not points:
+        raise FirmwareDiffers(
+            "This medium was started by UEFI, but the computer's own system mounts no EFI system partition: it starts "
+            "by BIOS.", hint="Start the medium by BIOS (\"legacy\", \"CSM\") and prepare the system then.")
+    if firmware == "bios" and points and loader == "other":
+        raise FirmwareDiffers(
+            f"This medium was started by BIOS, but the computer's own system starts by UEFI: it has its boot loader on "
+            f"{points[0]}, and none that BIOS starts.", hint="Start the medium by UEFI and prepare the system then.")
+    if firmware == "bios" and points:
+        yield Difference("firmware", f"This medium was started by BIOS, and so must recovery be. The system has "
+                                     f"{points[0]} for UEFI, too: if it starts by that, start the medium by UEFI and "
+                                     "prepare it again.")
 
 
 def _check_room(layout: Layout, firmware: str) -> None:
@@ -452,7 +472,7 @@ def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
     with ExitStack() as stack:
         found = []
         for number, mount in enumerate(layout.mounts_by_depth()):
-            point = _SOURCES / str(number)
+            point = SOURCES / str(number)
             point.mkdir(parents=True, exist_ok=True)
             while point.is_mount():            # left by a run that was killed
                 run(("umount", str(point)))

@@ -5,7 +5,11 @@ json, cryptsetup(8) luksDump, btrfs-subvolume(8) list, swapon(8) --show, fstab(5
 """
 
 import json
+import os
 import re
+import socket
+import struct
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
@@ -30,7 +34,7 @@ from .layout import (
     mapper_path,
     partition_path,
 )
-from .run import ROOT, run
+from .run import ROOT, RUNNING, run
 from .uefi import parse_boot_options
 
 # Never a disk of the machine: RAM disks, loop devices, optical and floppy drives, network block devices,
@@ -522,14 +526,14 @@ def _inside(path: str, root: str) -> str:
     return (path[len(root):] or "/") if path == root or path.startswith(root + "/") else ""
 
 
-def parse_fstab(text: str) -> Iterator[tuple[str, str, str]]:
-    """The source, mount point and options of each line of fstab(5)."""
+def parse_fstab(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """The source, mount point, type and options of each line of fstab(5)."""
     for line in text.splitlines():
         words = line.split()
         if len(words) >= 3 and not words[0].startswith("#"):
             # fstab writes a blank as \040.
             source, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), w) for w in words[:2])
-            yield source, point, words[3] if len(words) > 3 else "defaults"
+            yield source, point, words[2], words[3] if len(words) > 3 else "defaults"
 
 
 def parse_crypttab(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -544,16 +548,21 @@ def parse_crypttab(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
 def kernel_names() -> dict[str, tuple[str, ...]]:
     """The devices that files of the machine's start know by the kernel's names for them, which may change."""
     found = {
-        "/etc/fstab": [source for source, _, _ in parse_fstab(_file("etc/fstab"))],
+        "/etc/fstab": [source for source, _, _, _ in parse_fstab(_file("etc/fstab"))],
         "/etc/crypttab": [source for _, (source, _) in parse_crypttab(_file("etc/crypttab"))],
-        "/proc/cmdline": [word.partition("=")[2] for word in _file("proc/cmdline").split()
-                          if word.startswith(("root=", "resume="))],
+        **{path: [word.partition("=")[2] for word in _file(path.lstrip("/")).split()
+                  if word.startswith(("root=", "resume="))]
+           for path in (("/proc/cmdline",) if RUNNING else _COMMAND_LINES)},
     }
     return {path: names for path, devices in found.items()
-            if (names := tuple(device for device in devices if _KERNEL_NAME.fullmatch(device)))}
+            if (names := tuple(dict.fromkeys(device for device in devices if KERNEL_NAME.fullmatch(device))))}
 
 
-_KERNEL_NAME = re.compile(r"/dev/((sd|vd|xvd|hd)[a-z]+\d*|(nvme\d+n|mmcblk)\d+(p\d+)?|dm-\d+)")
+# Of a machine that does not run, what its kernel will be told is known from its boot loader's files alone.
+_COMMAND_LINES = ("/etc/kernel/cmdline", "/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+
+
+KERNEL_NAME = re.compile(r"/dev/((sd|vd|xvd|hd)[a-z]+\d*|(nvme\d+n|mmcblk)\d+(p\d+)?|dm-\d+)")
 
 
 def parse_swap_files(text: str, root: str = "/") -> Iterator[SwapFile]:
@@ -570,9 +579,39 @@ def parse_swap_files(text: str, root: str = "/") -> Iterator[SwapFile]:
 _PAGE = 4096                   # swapon(8) shows what can be used: the header's page is not
 
 
+def swap_files_of(root: Path, fstab: str) -> Iterator[SwapFile]:
+    """The files that a machine which does not run swaps to once it does."""
+    for source, _, type, options in parse_fstab(fstab):
+        if type == "swap" and not source.startswith("/dev/") and "noauto" not in options.split(","):
+            try:
+                with (root / source.lstrip("/")).open("rb") as file:
+                    found = parse_swap_header(file.read(_PAGE))
+            except OSError:            # of a line such as UUID=…, too
+                continue
+            if found:
+                yield SwapFile(source, *found)
+
+
+def parse_swap_header(page: bytes) -> tuple[int, str, str] | None:
+    """Size, UUID and label of a swap area, from its first page (union swap_header of the kernel's linux/swap.h).
+
+    None for what is none, and for one that holds a machine's memory: see sleeps_in().
+    """
+    if len(page) < _PAGE or page[-10:] != b"SWAPSPACE2":
+        return None
+    last_page, = struct.unpack_from("<I", page, 1028)
+    id, label = page[1036:1052], page[1052:1068].rstrip(b"\0")
+    return (last_page + 1) * _PAGE, str(uuid.UUID(bytes=id)) if any(id) else "", label.decode(errors="replace")
+
+
+def sleeps_in(page: bytes) -> bool:
+    """Whether a swap area, of which this is the first page, holds the memory of a machine that was put to sleep."""
+    return page[-10:] in (b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0", b"LINHIB0001")
+
+
 def _mounts(layout: Layout, mounted: Iterable[Mounted]) -> Iterator[Mount]:
     """Where the machine mounts its file systems now, with fstab's options where it has the mount point."""
-    options = {point: opts for _, point, opts in parse_fstab(_file("etc/fstab"))}
+    options = {point: opts for _, point, _, opts in parse_fstab(_file("etc/fstab"))}
     on = {layout.path(device): f for f in layout.filesystems for device in layout.devices_of(f)}
     subvolumes = {(s.filesystem, s.path) for s in layout.subvolumes}
     seen = set()
@@ -606,6 +645,8 @@ def _quota(point: str) -> bool:
 
 
 def _swap_files() -> Iterator[SwapFile]:
+    if not RUNNING:
+        return swap_files_of(ROOT, _file("etc/fstab"))
     return parse_swap_files(run(("swapon", "--show=NAME,TYPE,SIZE,UUID,LABEL", "--noheadings", "--raw", "--bytes")),
                             str(ROOT))
 
@@ -636,11 +677,70 @@ def _file(name: str) -> str:
         return ""
 
 
+def host_name(root: Path = ROOT) -> str:
+    """The machine's name; of one that does not run, as its hostname(5) has it."""
+    if RUNNING and root == ROOT:
+        return socket.gethostname()
+    try:
+        lines = resolved(root, "etc/hostname").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "localhost")
+
+
+def kernel_release() -> str:
+    """The kernel that runs; of a machine that does not, the newest that its boot loader finds, "" for none."""
+    if RUNNING:
+        return os.uname().release
+    modules = [path for folder in ("usr/lib/modules", "lib/modules") for path in (ROOT / folder).glob("*")]
+    found = {path.name for path in modules
+             if (path / "vmlinuz").exists() or os.path.lexists(ROOT / "boot" / f"vmlinuz-{path.name}")}
+    return max(found, key=version_key, default="")
+
+
+def version_key(version: str) -> list[tuple[int, int, str]]:
+    """For sorting: 6.12.10 is newer than 6.12.9."""
+    return [(1, int(word), "") if word.isdigit() else (0, 0, word) for word in re.findall(r"\d+|[^\d.+-]+", version)]
+
+
+# ELF's e_machine, and what uname(1) says on such a machine.
+_MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+
+
+def architecture() -> str:
+    """uname(1)'s word for the machine; of one that does not run, what its programs are made for."""
+    if RUNNING:
+        return os.uname().machine
+    for name in ("usr/bin/env", "bin/cat", "bin/sh"):
+        try:
+            with resolved(ROOT, name).open("rb") as file:
+                head = file.read(20)
+        except OSError:
+            continue
+        if head[:4] == b"\x7fELF":
+            return _MACHINES.get(head[18], "")
+    return ""
+
+
+def resolved(root: Path, name: str) -> Path:
+    """A file below a root; where it is a symlink, what that means there and not in this system."""
+    path = root / name
+    for _ in range(_LINKS):
+        if not path.is_symlink():
+            break
+        goal = os.readlink(path)
+        path = root / goal.lstrip("/") if goal.startswith("/") else path.parent / goal
+    return path
+
+
+_LINKS = 8                     # one after the other; more are a circle
+
+
 def os_release(root: Path = ROOT) -> dict[str, str]:
     """The machine's os-release(5)."""
     for name in ("etc/os-release", "usr/lib/os-release"):
         try:
-            lines = (root / name).read_text().splitlines()
+            lines = resolved(root, name).read_text().splitlines()
         except OSError:
             continue
         return {k: v.strip("\"'") for k, _, v in (line.partition("=") for line in lines)}

@@ -21,6 +21,11 @@ ROOT = Path(os.environ.get("ASR_ROOT", "/"))
 STATE = Path("/run/asr")
 LOG = STATE / "setup.log"
 
+# Where the recovery medium mounts a computer's system that does not run, to prepare it. Of such a computer nothing is
+# known but what its disks say: the kernel, its name and its mounts are the medium's.
+OFFLINE = STATE / "offline"
+RUNNING = ROOT != OFFLINE
+
 # sbin is missing from PATH after su and in some chroots.
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -15,7 +15,7 @@ from pathlib import Path
 from .backup import Source
 from .errors import CommandFailed, ToolMissing
 from .events import Difference
-from .run import ROOT, STATE, afterwards, log, run
+from .run import ROOT, RUNNING, STATE, afterwards, log, run
 
 HOOKS = "/etc/asr/hooks.d"
 _NAME = "asr-snapshot"                 # of what is made here
@@ -47,8 +47,11 @@ def held_still(sources: Sequence[Source], differences: list[Difference]) -> Iter
     """The sources as they are at one moment, as far as their file systems can; the others as they are.
 
     Hooks run before and after the reading; where everything comes from snapshots, after these are made. What is worth
-    telling is added to `differences`, up to the end of the block.
+    telling is added to `differences`, up to the end of the block. Of a machine that does not run nothing moves.
     """
+    if not RUNNING:
+        yield tuple(sources)
+        return
     found: list[Source] = []
     with ExitStack() as stack:
         hooks = stack.enter_context(ExitStack())

@@ -17,7 +17,7 @@ _SUFFIXES = (".tar.zst", ".tar.zst.001")
 _DEPTH = 6                             # folders below a volume's root that are searched
 
 # Somebody's file system is looked into without even replaying its journal.
-_LOOK = {"ext3": "ro,noload", "ext4": "ro,noload", "xfs": "ro,norecovery,nouuid", "btrfs": "ro,rescue=nologreplay"}
+LOOK = {"ext3": "ro,noload", "ext4": "ro,noload", "xfs": "ro,norecovery,nouuid", "btrfs": "ro,rescue=nologreplay"}
 _NO_VOLUME = ("", "swap", "squashfs", "LVM2_member", "linux_raid_member", "crypto_LUKS")
 
 
@@ -59,7 +59,7 @@ class Volume:
 
         What a running system has mounted can't be mounted with these options: it is seen through that mount.
         """
-        if self.mount(_LOOK.get(self.type, "ro")):
+        if self.mount(LOOK.get(self.type, "ro")):
             return True
         seen = run(("findmnt", "--noheadings", "--first-only", "--output", "TARGET", "--source", self.device),
                    check=False).strip()

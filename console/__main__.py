@@ -300,6 +300,7 @@ def stage(cmdline: str) -> str:
 def prepare(arguments: argparse.Namespace) -> int:
     """Status 0 only when the set was read back and matches."""
     from bootenv import prepare as story
+    from bootenv.run import RUNNING
 
     if bool(arguments.to) != bool(arguments.disk):
         arguments.fail("--to and --disk go together")
@@ -308,13 +309,15 @@ def prepare(arguments: argparse.Namespace) -> int:
     provider = _provider(arguments)
     _need_root("Preparing an ASR set reads every file and disk, and")
     look = partial(story.survey, exclude=arguments.exclude, include=arguments.include, provider=provider)
-    survey = look(add=arguments.add)
     if not arguments.to:
+        from .app import CRASHED
         from .prepare import PrepareApp
 
-        app = PrepareApp(story, survey, look)
+        # From the medium's own console a screen comes before anything that takes its time or may fail.
+        app = PrepareApp(story, look(add=arguments.add) if RUNNING else None, look)
         app.run(mouse=False)
-        return app.return_code or 0
+        return CRASHED if app.crashed else app.return_code or 0
+    survey = look(add=arguments.add)
     return _prepare(story, survey, arguments)
 
 

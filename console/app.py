@@ -27,6 +27,8 @@ T = TypeVar("T")
 # Written by init once udev has settled.
 HARDWARE_READY = Path("/run/asr/hardware-ready")
 
+CRASHED = 70                           # the exit status of a program that ended because of an error in itself
+
 
 class Cancelled(Exception):
     """The person left while the work was going on."""
@@ -138,6 +140,10 @@ class SetupApp(App[int]):
         await self.show(page)
         self.working = asyncio.ensure_future(asyncio.to_thread(_consume, events, page))
         return await asyncio.shield(self.working)      # work goes on when the story is left
+
+    @property
+    def crashed(self) -> bool:
+        return bool(self._crash)
 
     async def each(self, items: Iterator[T], seen: Callable[[T], None]) -> list[T]:
         """Takes from an iterator in a thread, and has each item seen here as it comes."""

@@ -53,7 +53,8 @@ _NO_DISK = "The backup is complete, but without an ASR disk it recovers nothing.
 class PrepareApp(SetupApp):
     """Pages 18 to 22. Its return code is 0 once the set was read back and matches.
 
-    look: surveys the machine anew, with `add`, the mount points of the data volumes to be in the set, and `provider`.
+    look: surveys the machine anew, with `add`, the mount points of the data volumes to be in the set, and `provider`;
+    and at first, if there is no survey yet.
     """
 
     TITLE = "Automated System Recovery Preparation Wizard"
@@ -72,6 +73,8 @@ class PrepareApp(SetupApp):
         self.typed = ("", "")                          # the backup's place and name, as they were last
 
     async def pages(self) -> None:
+        if self.look and not hasattr(self, "survey"):
+            self.survey = await self.ask(Looking(_LOOKING, self.look, _NO_SET))
         await self.prepared()
 
     async def prepared(self) -> None:

@@ -17,6 +17,7 @@ from bootenv.layout import Disk, human
 
 from .app import HARDWARE_READY, MediumApp, T
 from .files import restore_files, verify_backup
+from .offline import prepare_offline
 from .screens import (
     ChecksPage,
     Looking,
@@ -132,7 +133,7 @@ class RecoverApp(MediumApp):
             elif wish == "verify":
                 await verify_backup(self)
             else:
-                await self.ask(Notice(*_NOT_YET))
+                await prepare_offline(self)
         self.wanted = True
 
     async def asr_disk(self) -> "AsrDisk | None":
@@ -221,13 +222,6 @@ _DISKS_CHANGED = (
     "been run again from this medium."
 )
 
-_NOT_YET = (
-    "Prepare an ASR set of this computer",
-    "This version of Setup cannot prepare an offline computer. Start the computer's own system, mount this "
-    "medium and run its program as root:",
-    "      /asr prepare",
-    "Nothing was changed.",
-)
 
 
 class Prompt(Page[Any]):
@@ -332,6 +326,9 @@ class Welcome(Page[str]):
     EXPLANATION = (
         "To bring back a computer that does not start any more, or whose disk was replaced, press F2. You need "
         "the ASR disk (a floppy disk or a USB stick) and the backup that was made with it.\n\n"
+        "P makes both of a computer whose own system does not run, and whose disks are well: Setup finds the system, "
+        "asks for the passphrases of encrypted volumes, and starts the preparation wizard. A computer that runs is "
+        "better prepared by itself: mount this medium there, and run its program  asr prepare.\n\n"
         "Nothing is changed before you have inserted an ASR disk and Setup has checked everything."
     )
 

@@ -334,6 +334,15 @@ def test_a_swap_file_on_a_file_system_of_its_own_is_known_by_the_systems_name(sc
     (scratch / "swaps/file").write_bytes(b"h" * 4086 + b"SWAPSPACE2" + b"somebody's memory" * 300_000)
     assert differences(write_backup(scratch / "b", [Source(scratch / "root"), Source(scratch / "swaps", "swaps")])) == [
         Difference("swaps/file", SWAP)]
+def test_a_swap_file_is_known_on_whatever_file_system_of_its_machine_it_lies(scratch):
+    (scratch / "root/etc").mkdir(parents=True)
+    (scratch / "root/etc/fstab").write_text("/swap/swap\\040file none swap sw 0 0\n/swapped none swap sw 0 0\n")
+    (scratch / "volume").mkdir()
+    here = [scratch / "root/swapped", scratch / "volume/swap file"]
+    for path in here:
+        path.touch()
+    trees = [Tree(bytes(scratch / "root"), b""), Tree(bytes(scratch / "volume"), b"swap")]
+    assert {*backup_room._swap_files(trees)} >= {(path.stat().st_dev, path.stat().st_ino) for path in here}
 
 
 def verify(backup: Path) -> list[Difference]:

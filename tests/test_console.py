@@ -12,6 +12,7 @@ import tempfile
 import termios
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,12 +35,13 @@ from bootenv.events import Difference, Progress
 from bootenv.layout import Disk, Layout, LuksContainer, Mount
 from bootenv.match import Choice, Match
 from bootenv.media import Medium
+from bootenv.offline import Block, Line, System
 from bootenv.prepare import DataVolume, Survey, label_of, provider_reference
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.schedule import Job
 from bootenv.sif import AsrSet, BackupReference, CarriedFile, Command, ProviderReference, write_sif
-from console import backup, files, prepare, recover, restore, screens
+from console import backup, files, offline, prepare, recover, restore, screens
 from console.__main__ import main, stage
 from console.app import SetupApp
 from console.widgets import Gauge, Listing, drawable, half_blocks
@@ -399,6 +401,12 @@ PAGES = {
     "26-verified": (lambda: files.Verified(FOUND.place, (), "Its ASR disk is whole, and in floppy disk drive A:."),
                     "is whole", None),
     "26-damaged": (lambda: files.Verified(FOUND.place, DIFFERENCES, OF_ANOTHER), "DAMAGED", None),
+    "27-unlock": (lambda: offline.Unlock("/dev/vda3  2350 MB", opens=lambda *_: True, first=offline._UNLOCK,
+                                         warning=offline._NOTHING_YET), "closed again", None),
+    "27-system": (lambda: offline.Systems((DEBIAN,)), "Lies on", None),
+    "27-systems": (lambda: offline.Systems((SUSE, DEBIAN, SUSE, DEBIAN)), "Lies on", None),
+    "27-left-out": (lambda: offline.LeftOut((Difference(
+        "/srv/data", "It is not mounted: there is no LABEL=data on this computer."),)), "nofail", None),
     "18-welcome": (lambda: prepare.Welcome(SURVEY), "NOT protected", preparation()),
     "18-welcome-all": (lambda: prepare.Welcome(replace(SURVEY, left_out=(), more=())), "press N", preparation()),
     "18-welcome-provider": (lambda: prepare.Welcome(BY_RESTIC), "Backup by", preparation()),
@@ -677,14 +685,180 @@ async def test_what_cannot_be_verified_says_so(monkeypatch, single_files, tmp_pa
         await until(pilot, "Welcome to Setup")
 
 
-async def test_what_is_not_built_yet_says_so_and_goes_back(tmp_path):
+# A system that does not run
+
+CONTAINER = Block("/dev/vda3", "part", "crypto_LUKS", 2350 << 20, "c1")
+DEBIAN = System(
+    Block("/dev/mapper/sample--vg-root", "lvm", "ext4", 2048 << 20), "Debian GNU/Linux 13 (trixie)", "sample",
+    lines=(Line("/dev/mapper/sample--vg-root", "/", "ext4", ()), Line("UUID=b", "/boot", "ext4", ()),
+           Line("UUID=e", "/boot/efi", "vfat", ())))
+SUSE = System(Block("/dev/vdb2", "part", "btrfs", 40 << 30), "openSUSE Leap 15.6", "web2", "@/.snapshots/1/snapshot")
+
+
+@pytest.fixture
+def at_rest(monkeypatch):
+    """bootenv.offline with nothing behind it: one closed container with one system in it. What was done."""
+    done = []
+
+    @contextmanager
+    def opened():
+        done.append("opened")
+        try:
+            yield SimpleNamespace(returncode=0)
+        finally:
+            done.append("closed")
+
+    def opens(block, passphrase):
+        if passphrase == b"right":
+            done.append(block.path)
+        return passphrase == b"right"
+
+    def find_systems():
+        if CONTAINER.path not in done:
+            raise errors.NoSystem("No installed system was found on this computer's volumes.")
+        return (DEBIAN,)
+
+    for name, function in {
+        "opened": opened, "opens": opens, "find_systems": find_systems,
+        "locked": lambda: () if CONTAINER.path in done else (CONTAINER,),
+        "mount": lambda system: done.append(f"mounted {system.host}") or (),
+    }.items():
+        monkeypatch.setattr(offline.story, name, function)
+    monkeypatch.setattr(offline, "wizard", lambda app: done.append("wizard") or 0)
+    return done
+
+
+async def to_p(pilot):
+    await welcome(pilot)
+    await pilot.press("p")
+
+
+async def test_p_opens_mounts_and_prepares_a_system_and_comes_back(at_rest, tmp_path):
     async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
-        await welcome(pilot)
+        await to_p(pilot)
+        await until(pilot, "/dev/vda3  2350 MB")
+        assert_canvas(pilot.app)
+        await pilot.press(*"wrong", "enter")
+        await until(pilot, "does not open the volume")
+        await pilot.press(*"right", "enter")
+        await until(pilot, "Prepare an ASR set of this system?")
+        await until(pilot, "Mounts       /, /boot, /boot/efi")
+        assert_canvas(pilot.app)
+        assert at_rest == ["opened", "/dev/vda3"]
+        await pilot.press("enter")
+        await until(pilot, "Welcome to Setup")
+    assert at_rest == ["opened", "/dev/vda3", "mounted sample", "wizard", "closed"]
+
+
+async def test_a_container_may_stay_closed_and_then_there_is_no_system(at_rest, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_p(pilot)
+        await until(pilot, "ESC=Leave Closed")
+        await pilot.press("escape")
+        await until(pilot, "No installed system was found")
+        await pilot.press("enter")
+        await until(pilot, "ESC=Leave Closed")         # again from the beginning
+        await pilot.press("escape")
+        await until(pilot, "No installed system was found")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+    assert at_rest == ["opened", "closed"]
+
+
+async def test_of_several_systems_one_is_chosen_and_esc_changes_nothing(at_rest, monkeypatch, tmp_path):
+    monkeypatch.setattr(offline.story, "find_systems", lambda: (DEBIAN, SUSE))
+    monkeypatch.setattr(offline.story, "locked", lambda: ())
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_p(pilot)
+        await until(pilot, "of which system?")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+        assert at_rest == ["opened", "closed"]
         await pilot.press("p")
-        await until(pilot, "This version of Setup cannot")
+        await until(pilot, "of which system?")
+        await pilot.press("down")
+        await until(pilot, "@/.snapshots/1/snapshot")
+        await pilot.press("enter")
+        await until(pilot, "Welcome to Setup")
+    assert at_rest[2:] == ["opened", "mounted web2", "wizard", "closed"]
+
+
+async def test_what_cannot_be_mounted_is_said_and_the_wizard_does_not_start(at_rest, monkeypatch, tmp_path):
+    monkeypatch.setattr(offline.story, "find_systems", lambda: (DEBIAN,))
+    monkeypatch.setattr(offline.story, "locked", lambda: ())
+    monkeypatch.setattr(offline.story, "mount", raises(errors.SystemIncomplete("/home cannot be mounted: no disk.")))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_p(pilot)
+        await until(pilot, "this system?")
+        await pilot.press("enter")
+        await until(pilot, "/home cannot be mounted: no disk.")
+        assert_canvas(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "this system?")
+        await pilot.press("enter")
+        await until(pilot, "/home cannot be mounted: no disk.")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to Setup")
+    assert at_rest == ["opened", "closed"]
+
+
+async def test_what_the_system_starts_without_is_shown_before_the_wizard(at_rest, monkeypatch, tmp_path):
+    monkeypatch.setattr(offline.story, "find_systems", lambda: (DEBIAN,))
+    monkeypatch.setattr(offline.story, "locked", lambda: ())
+    monkeypatch.setattr(offline.story, "mount", lambda system: (Difference("/srv/data", "It is not mounted."),))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_p(pilot)
+        await until(pilot, "this system?")
+        await pilot.press("enter")
+        await until(pilot, "will not be in the set:")
+        assert_canvas(pilot.app)
+        assert at_rest == ["opened"]
+        await pilot.press("enter")
+        await until(pilot, "Welcome to Setup")
+    assert at_rest == ["opened", "wizard", "closed"]
+
+
+async def test_a_wizard_that_crashes_leaves_nothing_mounted_and_says_so(at_rest, monkeypatch, tmp_path):
+    monkeypatch.setattr(offline, "wizard", lambda app: -9)
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_p(pilot)
+        await until(pilot, "ESC=Leave Closed")
+        await pilot.press(*"right", "enter")
+        await until(pilot, "this system?")
+        await pilot.press("enter")
+        await until(pilot, "The wizard ended unexpectedly.")
         assert_canvas(pilot.app)
         await pilot.press("enter")
         await until(pilot, "Welcome to Setup")
+    assert at_rest[-1] == "closed"
+
+
+async def test_leaving_while_a_volume_is_open_closes_it(at_rest, tmp_path):
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_p(pilot)
+        await until(pilot, "ESC=Leave Closed")
+        await pilot.press(*"right", "enter")
+        await until(pilot, "this system?")
+        await pilot.press("f3")
+        await until(pilot, "has not finished")
+        await pilot.press("f3")
+        await until(pilot, "being restarted")
+    assert at_rest == ["opened", "/dev/vda3", "closed"]
+
+
+async def test_the_wizard_on_the_medium_looks_at_the_machine_behind_its_first_page(tmp_path):
+    surveys = iter([errors.Unsupported("The root lies on ZFS."), SURVEY])
+
+    def look(**_):
+        if isinstance(found := next(surveys), Exception):
+            raise found
+        return found
+
+    app = prepare.PrepareApp(preparation(), None, look, tick=NEVER)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, "The root lies on ZFS.")
+        await pilot.press("enter")
+        await until(pilot, "press N")
 
 
 async def test_a_key_without_a_disk_says_so_and_a_disk_is_noticed_by_itself(tmp_path):

@@ -77,4 +77,5 @@ def test_the_medium_knows_the_machines_swap_files_by_the_machines_names():
 
 def test_fstab_is_read_with_its_blanks():
     text = "# comment\n\nUUID=a  /mnt/my\\040disk ext4 noatime 0 2\nLABEL=b / ext4\n"
-    assert list(parse_fstab(text)) == [("UUID=a", "/mnt/my disk", "noatime"), ("LABEL=b", "/", "defaults")]
+    assert list(parse_fstab(text)) == [
+        ("UUID=a", "/mnt/my disk", "ext4", "noatime"), ("LABEL=b", "/", "ext4", "defaults")]
