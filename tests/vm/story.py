@@ -74,7 +74,7 @@ def by_wizard(guest: Guest) -> str:
     guest.wait_for_text("assword: ", 300)
     guest.type(f"{PASSWORD}\n")
     guest.wait_for_text("# ", 300)
-    guest.type(f"clear; {ASR}\n")
+    guest.type(f"unset HISTFILE; clear; {ASR}\n")         # a history is written when the shell ends
     for pattern, key in (
         ("Welcome to the Backup or Restore Wizard", "n"),
         ("What do you want to do", "b"),
