@@ -255,8 +255,10 @@ def _systems(blocks: Iterable[Block]) -> Iterator[tuple[System, Path]]:
         if block.content == "btrfs":                   # it has its UUID on each of its devices
             seen.add(block.uuid)
         volume = Volume(block.path, block.content, block.uuid, block.label)
-        options = LOOK.get(block.content, "ro")
-        if not volume.mount(f"{options},subvolid=5" if block.content == "btrfs" else options):
+        # What somebody has mounted by hand is not mounted once more with other options.
+        top_of_all = ",subvolid=5" if block.content == "btrfs" else ""
+        if not (volume.mount(LOOK.get(block.content, "ro") + top_of_all) or
+                (volume.mount("ro,subvolid=5") if top_of_all else volume.look())):
             continue
         default, ids = _subvolumes(volume.point) if block.content == "btrfs" else ("", {})
         for subvolume in ("", *ids.values()):

@@ -19,7 +19,7 @@ from bootenv.check import part_on, recoverable_part
 from bootenv.errors import NoSystem
 from bootenv.layout import Layout
 from bootenv.probe import probe
-from bootenv.run import OFFLINE
+from bootenv.run import LOG, OFFLINE
 from tests.on_disks import MACHINE, disks, records, run_script, settle, shell, stop_using
 from tests.record import instead
 from tests.scenarios import PASSPHRASE, SCENARIOS
@@ -103,8 +103,8 @@ def found() -> offline.System:
             systems = offline.find_systems()
         locked = offline.locked()
         if not locked:
-            [system] = systems
-            return system
+            assert len(systems) == 1, LOG.read_text()[-8000:]
+            return systems[0]
         assert not offline.opens(locked[0], b"wrong")
         assert offline.opens(locked[0], PASSPHRASE.encode())
 
