@@ -9,11 +9,13 @@ from .asr_disk import find_asr_disks
 from .backup import Entry, list_directory, read_first, restore_backup, verify_backup
 from .errors import AsrError, DestinationRefused, NeedsRoot
 from .events import Difference, Event
+from .network import TYPES, is_url
 from .run import log, run
 from .sif import read_sif
-from .volumes import FOLDER, FoundBackup, every_backup, forget
+from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
-__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "disk_of", "entries", "extract", "forget", "verify"]
+__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "disk_of", "entries", "extract", "forget",
+           "is_url", "verify"]
 
 
 def backups() -> list[FoundBackup]:
@@ -22,6 +24,14 @@ def backups() -> list[FoundBackup]:
         raise NeedsRoot("Looking for backups on all volumes needs root.",
                         hint="Quit and run it with sudo, or extract from a file: asr extract BACKUP PATH --to DIR")
     return sorted(every_backup(), key=lambda found: found.set.created, reverse=True)
+
+
+def backups_on(url: str) -> list[FoundBackup]:
+    """Every backup at a network place or below, the newest first. Raises NetworkPlaceFailed, PasswordWanted.
+
+    Of a file that the address names, what reading its set raises.
+    """
+    return sorted(backups_at(url), key=lambda found: found.set.created, reverse=True)
 
 
 def entries(backup: str, directory: bytes) -> list[Entry]:
@@ -83,6 +93,10 @@ def _writable(folder: Path) -> Iterator[None]:
     if kind in ("tmpfs", "ramfs", "overlay", "squashfs"):
         raise DestinationRefused(f"{folder} is in this computer's memory and will be gone at the next start.",
                                  hint=f"Name a folder below {FOLDER}: there are this computer's volumes.",
+                                 untouched="Nothing was restored.")
+    if kind in TYPES and Path(target).is_relative_to(FOLDER):
+        raise DestinationRefused(f"{folder} is on the network, where backups are looked for and nothing is written.",
+                                 hint=f"Name a folder below {FOLDER} that is on a volume of this computer.",
                                  untouched="Nothing was restored.")
     # Looked at without its journal, a volume must be mounted anew: ext4 refuses to be made writable then.
     ours = Path(target).is_relative_to(FOLDER)
