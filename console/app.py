@@ -19,13 +19,14 @@ from bootenv.errors import AsrError
 from bootenv.events import Difference, Event
 from bootenv.run import log
 
-from .screens import ErrorPage, Leaving, Page, UnexpectedPage, Work
+from .screens import ErrorPage, Leaving, Page, Sheet, UnexpectedPage, Work
 from .widgets import AsciiGlyphs, ReverseVideo
 
 T = TypeVar("T")
 
-# On every page of the medium's own stories: no program of a running system changes that system's keyboard.
+# On every page of the medium's own stories: no program of a running system changes its keyboard or network.
 CHOOSE_KEYBOARD = Binding("f4", "keyboard", show=False, priority=True)
+SET_ADDRESS = Binding("f9", "address", show=False, priority=True)
 
 
 class Cancelled(Exception):
@@ -80,10 +81,20 @@ class SetupApp(App[int]):
         """Over whatever page there is, which goes on when the layout is chosen."""
         from .keyboard import Keyboard
 
-        if isinstance(self.screen, Keyboard):
+        self.lay_over(Keyboard)
+
+    def action_address(self) -> None:
+        """The same for this computer's address."""
+        from .network import Address
+
+        self.lay_over(Address)
+
+    def lay_over(self, sheet: type[Sheet]) -> None:
+        """The same key closes it again."""
+        if isinstance(self.screen, sheet):
             self.pop_screen()
         else:
-            self.push_screen(Keyboard())
+            self.push_screen(sheet())
 
     def on_mount(self) -> None:
         # init has painted the screen long ago: nothing empty may come between that and the first page.
