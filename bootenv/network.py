@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from .errors import CommandFailed, NetworkPlaceFailed, PasswordWanted, ToolMissing
 from .run import ROOT, STATE, has_tool, log, run
 
-CREDENTIALS = "etc/asr/credentials"    # mount.cifs(8), "credentials": lines username=, password=, domain=
+CREDENTIALS = "etc/asr/credentials"    # mount.cifs(8), "credentials": lines username=, password=
 TYPES = ("nfs", "nfs4", "cifs", "smb3")                # of file systems that recovery mounts by itself
 # By scheme: mount's type, its helper, the helper's package, the server's usual port.
 _KINDS = {"nfs": ("nfs", "mount.nfs", "nfs-common (or nfs-utils)", 2049),
@@ -38,6 +38,7 @@ _RESOLVER = Path("/etc/resolv.conf")
 _READY, _FOUND = STATE / "hardware-ready", STATE / "hardware-found"
 
 # Seconds. A switch that learns its neighbours first lets nothing through for half a minute.
+_LOOK_EVERY = 2
 _FOR_HARDWARE = 60
 _FOR_A_LINK = 12
 _FOR_AN_ADDRESS = 45
@@ -331,7 +332,7 @@ def _has_address() -> bool:
 def _wait_for(what: Callable[[], bool], seconds: float) -> None:
     until = time.monotonic() + seconds
     while not what() and time.monotonic() < until:
-        time.sleep(1)
+        time.sleep(_LOOK_EVERY)
 
 
 # Mounting

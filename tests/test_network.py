@@ -12,7 +12,7 @@ import bootenv.run
 from bootenv import network, volumes
 from bootenv.errors import BackupNotFound, CommandFailed, NetworkPlaceFailed, OtherSet, PasswordWanted, ToolMissing
 from bootenv.network import Card, NetworkPlace, is_url, mount, parse, parse_cards, url_of
-from bootenv.sif import BackupReference
+from bootenv.sif import BackupReference, ProviderReference
 from tests.test_sif import SET
 
 SHARE = parse("smb://ann@nas/backups/servers")
@@ -404,6 +404,14 @@ def test_a_backup_that_was_moved_is_named_by_its_folder_or_file(on_server):
     on_server.pop("a/h.tar.zst")
     with pytest.raises(BackupNotFound, match="was not found at nfs://newer/x or below"):
         volumes.open_backup("nfs://newer/x", NFS_SET)
+
+
+def test_another_products_backup_is_a_folder_of_the_server(on_server, tmp_path):
+    set = replace(NFS_SET, provider=ProviderReference("tar"))
+    found = volumes.find_backup(set)
+    assert (found.path, found.place) == (str(tmp_path / "volumes/nfs-nas-export-backups"), EXPORT.url)
+    assert volumes.open_backup("nfs://new/x", set).path == str(tmp_path / "volumes/nfs-new-x")
+    assert volumes.open_backup("sftp:h:/x", set).path == "sftp:h:/x"
 
 
 def test_every_backup_at_an_address_is_listed(on_server):

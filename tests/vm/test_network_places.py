@@ -85,7 +85,7 @@ valid users = root
 """)
     conf = str(own / "smb.conf")
     machines.run("smbpasswd", "-c", conf, "-s", "-a", "root", input=f"{PASSWORD}\n{PASSWORD}\n")
-    with served(("smbd", "--foreground", "--no-process-group", "--debug-stdout", "-s", conf), port, own / "log"):
+    with served(("smbd", "--foreground", "--debug-stdout", "-s", conf), port, own / "log"):
         yield
 
 
