@@ -353,12 +353,18 @@ def mount(place: NetworkPlace, point: Path, *, write: bool = False) -> Path:
     if password is None:
         raise PasswordWanted(f"{place.server} wants the password of {place.user}.", place=place, hint=_PASSWORD)
     point.mkdir(parents=True, exist_ok=True)
-    try:
-        run(("timeout", "--signal=KILL", str(_FOR_A_MOUNT),
-             "mount", "-t", kind, "-o", ",".join(_options(place, write)), place.source, str(point)),
-            input=password, environment={"PASSWD_FD": "0"} if place.user else None)
-    except CommandFailed as error:
-        raise _why(place, error.message) from None
+    said: list[str] = []
+    for version in _VERSIONS[place.scheme]:
+        try:
+            run(("timeout", "--signal=KILL", str(_FOR_A_MOUNT),
+                 "mount", "-t", kind, "-o", ",".join((*_options(place, write), *version)), place.source, str(point)),
+                input=password, environment={"PASSWD_FD": "0"} if place.user else None)
+            break
+        except CommandFailed as error:
+            said.append(error.message.removeprefix("timeout failed: "))
+    else:
+        # Where older versions are not served, the last words are that nobody answers: the first ones say more.
+        raise _why(place, said[0] if re.search(_NO_ANSWER, said[-1]) else said[-1])
     if not (folder := point / place.folder).is_dir():
         run(("umount", str(point)))
         raise NetworkPlaceFailed(f"There is no folder {place.folder} in {place.source}.", hint=_MAKE_IT)
@@ -398,10 +404,15 @@ def _reach(place: NetworkPlace, port: int) -> None:
                                  hint="See whether it is switched on, and look at its cable and its address.") from None
 
 
+# NFS 4.2 can say of a part of a file that it is a hole, and not every server does that right: one was seen to send
+# nothing but zeros. What has no 4.1 is mounted by the version that mount.nfs finds.
+_VERSIONS: dict[str, tuple[tuple[str, ...], ...]] = {"nfs": (("vers=4.1",), ()), "smb": ((),)}
+
 _PASSWORD = f"Type it. Where nobody can be asked, it is read from /{CREDENTIALS}."
 _MAKE_IT = "Make it on the server, or look at the address."
 
 # What the helpers say, and what it means.
+_NO_ANSWER = r"imed out|exit status (124|137)|mount error\((110|111|113)\)|No route|unreachable|refused"
 _SAID = (
     (r"reason given by server|mount error\((2|6)\)|mount\.nfs: .*No such file or directory",
      "{server} has no {kind} {path}.", _MAKE_IT),
@@ -415,14 +426,13 @@ _SAID = (
      "SMB 2.1 or later is needed on the server."),
     (r"unknown filesystem type|mount error\(19\)|not supported by (the|your) (system|kernel)",
      "The kernel of this computer has no driver for {kind}s.", "Use a kernel that has it, or another place."),
-    (r"imed out|exit status (124|137)|mount error\((110|111|113)\)|No route|unreachable|refused",
+    (_NO_ANSWER,
      "{server} does not answer as a server of {kind}s does.", "See whether it is at work, and try again."),
 )
 
 
 def _why(place: NetworkPlace, said: str) -> NetworkPlaceFailed:
     """What a mount helper's words mean."""
-    said = said.removeprefix("timeout failed: ")
     kind = "share" if place.scheme == "smb" else "export"
     if place.scheme == "smb" and re.search(r"mount error\((13|127|129)\)", said):
         if not place.user:

@@ -109,11 +109,34 @@ def test_an_export_is_mounted_softly_and_within_a_bounded_time(server, tmp_path)
     assert mount(EXPORT, tmp_path / "point") == tmp_path / "point"
     [(argv, input, environment)] = server
     assert argv == ("timeout", "--signal=KILL", "60", "mount", "-t", "nfs", "-o",
-                    "ro,nosuid,nodev,soft,timeo=150,retrans=2,retry=0,nolock", "nas:/export/backups",
+                    "ro,nosuid,nodev,soft,timeo=150,retrans=2,retry=0,nolock,vers=4.1", "nas:/export/backups",
                     str(tmp_path / "point"))
     assert (input, environment) == (b"", None)
     mount(replace(EXPORT, port=2050), tmp_path / "point", write=True)
-    assert server[1][0][7] == "rw,nosuid,nodev,soft,timeo=300,retrans=2,retry=0,nolock,port=2050"
+    assert server[1][0][7] == "rw,nosuid,nodev,soft,timeo=300,retrans=2,retry=0,nolock,port=2050,vers=4.1"
+
+
+@pytest.mark.parametrize(("first", "then", "means"), [
+    ("mount.nfs: Protocol not supported", "", ""),
+    ("mount.nfs: mounting nas:/x failed, reason given by server: No such file or directory",
+     "mount.nfs: Connection timed out for nas:/x on /run/x", "has no export"),
+    ("mount.nfs: Protocol not supported", "mount.nfs: access denied by server while mounting nas:/x", "that this comp"),
+])
+def test_a_server_without_nfs_4_1_is_mounted_by_what_it_has(first, then, means, server, monkeypatch, tmp_path):
+    tried = []
+
+    def run(argv, **_):
+        tried.append(argv[7])
+        if words := first if argv[7].endswith("vers=4.1") else then:
+            raise CommandFailed(f"timeout failed: {words}")
+
+    monkeypatch.setattr(network, "run", run)
+    if means:
+        with pytest.raises(NetworkPlaceFailed, match=means):
+            mount(EXPORT, tmp_path / "point")
+    else:
+        mount(EXPORT, tmp_path / "point")
+    assert [options.endswith(",nolock") for options in tried] == [False, True]
 
 
 def test_a_guest_needs_no_password(server, tmp_path):
@@ -161,13 +184,17 @@ def test_a_folder_that_the_share_does_not_have_is_said_and_nothing_stays_mounted
      "nas has no export /export/backups"),
     (EXPORT, "mount.nfs: Protocol not supported", "no version of NFS"),
     (EXPORT, "mount.nfs: requested NFS version or transport protocol is not supported", "no version of NFS"),
-    (EXPORT, "mount.nfs: Connection timed out", "does not answer as a server of exports"),
+    (EXPORT, "mount.nfs: Connection timed out for nas:/export/backups on /run/asr/volumes/x",
+     "does not answer as a server of exports"),
     (EXPORT, "exit status 137", "does not answer as a server of exports"),
     (EXPORT, "mount.nfs: Operation not permitted", "nfs://nas/export/backups cannot be mounted: mount.nfs: Operation"),
     (SHARE, "mount error(2): No such file or directory Refer to the mount.cifs(8) manual page (e.g. man mount.cifs) "
             "and kernel log messages (dmesg)", "nas has no share backups"),
     (SHARE, "mount error(6): No such device or address", "nas has no share backups"),
-    (SHARE, "mount error(112): Host is down", "no version of SMB"),
+    (SHARE, "mount error: Server abruptly closed the connection. This can happen if the server does not support the "
+            "SMB version you are trying to use. The default SMB version recently changed from SMB1 to SMB2.1 and "
+            "above. Try mounting with vers=1.0. mount error(112): Host is down", "no version of SMB"),
+    (SHARE, "mount error(111): could not connect to 10.0.2.2Unable to find suitable address.", "does not answer"),
     (SHARE, "mount error(95): Operation not supported", "no version of SMB"),
     (SHARE, "mount error(126): Required key not available", "without Kerberos"),
     (SHARE, "mount error(113): could not connect to 10.0.2.2Unable to find suitable address.",
