@@ -516,7 +516,8 @@ Maintainer: Automated System Recovery <asr@localhost>
 Section: admin
 Priority: optional
 Depends: {depends}
-Suggests: sudo, zstd, restic, lvm2, mdadm, cryptsetup-bin, xfsprogs, btrfs-progs, qemu-system-x86
+Suggests: sudo, zstd, restic, nfs-common, cifs-utils, lvm2, mdadm, cryptsetup-bin, xfsprogs, btrfs-progs,
+ qemu-system-x86
 Description: Automated System Recovery
  Prepares this computer for its recovery: a backup, and an ASR disk that belongs to it. After a disaster, the
  recovery medium makes the disks as they were and restores the files.

@@ -14,6 +14,7 @@ from .errors import AsrError, CommandFailed, Unsupported
 from .events import Difference, Event, Progress
 from .keymap import chosen
 from .layout import BootOption, Disk, Layout, LogicalVolume, MdArray, Mount, Partition
+from .network import address_set
 from .run import STATE, log, run
 from .sif import AsrSet
 from .target import chroot, run_in
@@ -180,9 +181,11 @@ def _arguments(set: AsrSet, layout: Layout) -> Iterator[str]:
 
 
 def _carried() -> Iterator[str]:
-    """What this start was told and the next one needs: the same keyboard, the same way in."""
+    """What this start was told and the next one needs: the same keyboard, the same address, the same way in."""
     if keymap := chosen():
         yield f"asr.keymap={keymap}"
+    if address := address_set():
+        yield f"asr.address={address}"
     yield from (word for word in CMDLINE.read_text().split() if word.startswith("asr.ssh="))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import network
 from .asr_disk import inside
 from .errors import AsrError, CommandFailed, DestinationRefused
 from .layout import Layout, human
@@ -60,7 +61,7 @@ class Destination:
     reference: BackupReference
     free: int                  # bytes
     warnings: tuple[str, ...] = ()
-    device: str = ""           # of a volume that is mounted only as long as it is needed
+    device: str = ""           # of a volume, or a network place's address, that is mounted only as long as it is needed
     speed: int = 0             # bytes per second that it took; 0: not measured
     notes: tuple[str, ...] = ()        # what a provider says of it
 
@@ -168,9 +169,10 @@ def _too_small(where: str, free: int, used: int) -> str:
 # The one that is chosen
 
 def destination(set: AsrSet, used: int, place: str, name: str = "") -> Destination:
-    """A place that the user named, checked: a folder, the file itself, or a volume that is not mounted.
+    """A place that the user named, checked: a folder, the file itself, a volume that is not mounted, or an address.
 
-    name: of the file, "" for one made of the computer's name and the time. Raises DestinationRefused.
+    name: of the file, "" for one made of the computer's name and the time. Raises DestinationRefused, and for an
+    address NetworkPlaceFailed, PasswordWanted, ToolMissing.
     """
     name = name or f"{set.host}-{set.created:%Y%m%d-%H%M}{SUFFIX}"
     if "/" in name or name.startswith("."):
@@ -179,6 +181,8 @@ def destination(set: AsrSet, used: int, place: str, name: str = "") -> Destinati
         name += SUFFIX
     if place.startswith("/dev/"):
         return _on_device(set, used, place, name)
+    if network.is_url(place):
+        return _on_network(set, used, network.parse(place).url, name)
     return _checked(set, used, place, file_at(place, name))
 
 
@@ -216,6 +220,13 @@ def _on_device(set: AsrSet, used: int, device: str, name: str) -> Destination:
     return replace(found, device=device, reference=replace(found.reference, place=device))
 
 
+def _on_network(set: AsrSet, used: int, url: str, name: str) -> Destination:
+    """A place on the network, mounted for the time being."""
+    with reached(url) as folder:
+        found = _checked(set, used, url, folder / name, url)
+    return replace(found, device=url, reference=replace(found.reference, place=url))
+
+
 @contextmanager
 def at(destination: Destination) -> Iterator[None]:
     """The destination can be written; what is mounted for that is unmounted, whatever happens."""
@@ -228,11 +239,17 @@ def at(destination: Destination) -> Iterator[None]:
 
 @contextmanager
 def reached(device: str) -> Iterator[Path]:
-    """A volume mounted for writing, as long as this takes. Raises DestinationRefused."""
+    """A volume, or a place on the network by its address, mounted for writing as long as this takes.
+
+    Raises DestinationRefused; of the network NetworkPlaceFailed, PasswordWanted, ToolMissing.
+    """
     POINT.mkdir(parents=True, exist_ok=True)
     if POINT.is_mount():
         run(("umount", str(POINT)))
     with afterwards(f"! mountpoint -q {POINT} || umount {POINT} || umount --lazy {POINT}"):
+        if network.is_url(device):
+            yield network.mount(network.parse(device), POINT, write=True)
+            return
         try:
             run(("mount", device, str(POINT)))
         except CommandFailed as error:
@@ -240,7 +257,8 @@ def reached(device: str) -> Iterator[Path]:
         yield POINT
 
 
-def _checked(set: AsrSet, used: int, place: str, path: Path) -> Destination:
+def _checked(set: AsrSet, used: int, place: str, path: Path, url: str = "") -> Destination:
+    """url: the address by which the folder was mounted."""
     folder = path.parent
     check_new(path)
     volume = volume_of(folder)
@@ -255,26 +273,35 @@ def _checked(set: AsrSet, used: int, place: str, path: Path) -> Destination:
         raise refused(f"{place} will not do: {why}", "Choose a place directly on another disk or on the network.")
     status = os.statvfs(folder)
     if not os.access(folder, os.W_OK) or status.f_flag & os.ST_RDONLY:
-        raise refused(f"{place} is not writable.", "Choose another place, or mount it writable.")
+        raise refused(f"{place} is not writable.", "Choose another place, or mount it writable." if local else
+                      "Let root of this computer write there (NFS: no_root_squash), or choose another place.")
     free = status.f_bavail * status.f_frsize
     if why := _too_small(place, free, used):
         raise refused(why, "Choose a place with more room.")
     inner = "/" + os.path.relpath(folder, POINT if POINT.is_mount() and folder.is_relative_to(POINT)
                                   else ROOT / volume["target"].lstrip("/"))
+    inner = os.path.normpath(inner)
     reference = BackupReference(
         name=path.name, place="/" + os.path.relpath(folder, ROOT), filesystem=volume["uuid"] or "",
-        path=os.path.normpath(inner), label=volume["label"] or "")
-    return Destination(path, reference, free, tuple(_warnings(place, volume, free, used)), speed=measured(folder))
+        path=inner, label=volume["label"] or "",
+        network=url or ("" if local else network.url_of(volume, inner)))
+    warnings = tuple(_warnings(place, volume, reference.network, free, used))
+    return Destination(path, reference, free, warnings, speed=measured(folder))
 
 
-def _warnings(place: str, volume: dict[str, str], free: int, used: int) -> Iterator[str]:
+def _warnings(place: str, volume: dict[str, str], url: str, free: int, used: int) -> Iterator[str]:
     if free < used:
         yield (f"{human(free)} are free; the files to back up have {human(used)} before compression. If it runs full, "
                "no set is made.")
     if volume["fstype"] == "vfat" and backup_size(used) > _VFAT_FILE:
         yield SPLIT
-    if not volume["source"].startswith("/dev/"):
-        yield (f"{place} is on the network ({volume['fstype']}), which is not there by itself at recovery: it must be "
+    if url and (user := network.parse(url).user):
+        yield (f"{place} is on the network: recovery gets an address by DHCP and mounts it by itself, but asks for the "
+               f"password of {user}, which is not kept.")
+    elif url:
+        yield f"{place} is on the network: recovery gets an address by DHCP and mounts it by itself."
+    elif not volume["source"].startswith("/dev/"):
+        yield (f"{place} is on the network ({volume['fstype']}), in a way that recovery does not know: it must be "
                "mounted by hand then.")
 
 
@@ -306,8 +333,8 @@ def on_critical_disk(layout: Layout, device: str) -> str:
 
 
 def volume_of(folder: Path) -> dict[str, str]:
-    """findmnt's TARGET (in the machine's own paths), SOURCE, FSTYPE, UUID and LABEL of what a folder lies on."""
-    text = run(("findmnt", "--json", "--target", str(folder), "--output", "TARGET,SOURCE,FSTYPE,UUID,LABEL"))
+    """findmnt's TARGET (in the machine's own paths), SOURCE, FSTYPE, UUID, LABEL, OPTIONS of what a folder lies on."""
+    text = run(("findmnt", "--json", "--target", str(folder), "--output", "TARGET,SOURCE,FSTYPE,UUID,LABEL,OPTIONS"))
     row = json.loads(text)["filesystems"][-1]
     point = row["target"]
     if str(ROOT) != "/":

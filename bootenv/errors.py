@@ -1,6 +1,7 @@
 """What can go wrong, said to the person at the console."""
 
 from collections.abc import Iterator
+from typing import Any
 
 
 class AsrError(Exception):
@@ -199,8 +200,35 @@ class BackupNotFound(AsrError):
     number = 30
     title = "The backup was not found."
     cause = ("It is looked for by its set's id on every volume that can be read, whatever its name and wherever it was "
-             "moved to; network places are not looked into.")
-    remedy = "Connect the disk that holds it and press ENTER, or press B and name the file."
+             "moved to. Of places on the network, only the one that it was written to is looked into.")
+    remedy = ("Connect the disk that holds it and press ENTER, or press B and name the file, or its place on the "
+              "network.")
+
+
+class NetworkPlaceFailed(BackupNotFound):
+    """A place on the network can't be mounted now, or its address is none."""
+
+    number = 34
+    title = "The place on the network cannot be reached."
+    cause = ("A backup on a server needs a network card with a link, an address, the server at work, and its leave to "
+             "mount the export or share. The message says which of them is missing.")
+    remedy = ("Put that right and press ENTER. In recovery, B names another place, such as "
+              "nfs://server/export/folder, and F9 sets this computer's address where there is no DHCP.")
+
+
+class PasswordWanted(NetworkPlaceFailed):
+    """`place` is the network.NetworkPlace whose user's password is missing or wrong, None if typing it is of no use."""
+
+    number = 36
+    title = "The server wants a password."
+    cause = ("The share is opened by a user's password. It is in no file of the ASR set: whoever found the disk would "
+             "have it.")
+    remedy = ("Type it where it is asked for. For jobs, write the lines username=USER and password=PASSWORD to "
+              "/etc/asr/credentials, and see to it that root alone can read it: chmod 600.")
+
+    def __init__(self, message: str, *, place: Any = None, hint: str = ""):
+        super().__init__(message, hint=hint)
+        self.place = place
 
 
 class DamagedBackup(AsrError):

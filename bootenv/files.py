@@ -10,12 +10,13 @@ from .backup import Entry, list_directory, read_first, restore_backup, verify_ba
 from .destinations import files_of
 from .errors import AsrError, DamagedBackup, DestinationRefused, NeedsRoot
 from .events import Difference, Event, noted
+from .network import TYPES, is_url
 from .run import run
 from .sif import read_sif
-from .volumes import FOLDER, FoundBackup, every_backup, forget
+from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
-__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "disk_of", "entries", "extract", "forget", "read_back",
-           "verify"]
+__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "disk_of", "entries", "extract", "forget",
+           "is_url", "read_back", "verify"]
 
 
 def backups() -> list[FoundBackup]:
@@ -24,6 +25,14 @@ def backups() -> list[FoundBackup]:
         raise NeedsRoot("Looking for backups on all volumes needs root.",
                         hint="Quit and run it with sudo, or extract from a file: asr extract BACKUP PATH --to DIR")
     return sorted(every_backup(), key=lambda found: found.set.created, reverse=True)
+
+
+def backups_on(url: str) -> list[FoundBackup]:
+    """Every backup at a network place or below, the newest first. Raises NetworkPlaceFailed, PasswordWanted.
+
+    Of a file that the address names, what reading its set raises.
+    """
+    return sorted(backups_at(url), key=lambda found: found.set.created, reverse=True)
 
 
 def entries(backup: str, directory: bytes) -> list[Entry]:
@@ -96,6 +105,10 @@ def _writable(folder: Path) -> Iterator[None]:
     if kind in ("tmpfs", "ramfs", "overlay", "squashfs"):
         raise DestinationRefused(f"{folder} is in this computer's memory and will be gone at the next start.",
                                  hint=f"Name a folder below {FOLDER}: there are this computer's volumes.",
+                                 untouched="Nothing was restored.")
+    if kind in TYPES and Path(target).is_relative_to(FOLDER):
+        raise DestinationRefused(f"{folder} is on the network, where backups are looked for and nothing is written.",
+                                 hint=f"Name a folder below {FOLDER} that is on a volume of this computer.",
                                  untouched="Nothing was restored.")
     # Looked at without its journal, a volume must be mounted anew: ext4 refuses to be made writable then.
     ours = Path(target).is_relative_to(FOLDER)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import asr_disk, backup, carried
+from . import asr_disk, backup, carried, network
 from .asr_disk import Drive, drives, inside, put
 from .backup import Selection, Source, read_first, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
@@ -223,7 +223,10 @@ def find_places(survey: Survey) -> tuple[Place, ...]:
 
 
 def destination(survey: Survey, place: str, name: str = "") -> Destination:
-    """A place that the user named, checked and measured. Raises DestinationRefused, ProviderFailed."""
+    """A place that the user named, checked and measured.
+
+    Raises DestinationRefused, ProviderFailed; of the network NetworkPlaceFailed, PasswordWanted, ToolMissing.
+    """
     if survey.draft.provider:
         return _provider_destination(survey, survey.draft.provider, place, name)
     return at_place(survey.draft, survey.used, place, name)
@@ -231,7 +234,7 @@ def destination(survey: Survey, place: str, name: str = "") -> Destination:
 
 def _provider_destination(survey: Survey, provider: ProviderReference, place: str, name: str) -> Destination:
     """A folder of ours is looked at as for our own backup; what is elsewhere, by the provider alone."""
-    if re.match(r"[^/]+:", place):
+    if re.match(r"[^/]+:", place) and not network.is_url(place):
         name = name or f"{survey.draft.host}-{survey.draft.created:%Y%m%d-%H%M}"
         found = Destination(Path(), BackupReference(name=name, place=place), 0, (_ELSEWHERE.format(place=place),))
     else:

@@ -19,6 +19,7 @@ from .errors import (
     BackupNotFound,
     CommandFailed,
     FirmwareDiffers,
+    PasswordWanted,
     ProviderFailed,
     TooFewDisks,
     ToolMissing,
@@ -28,6 +29,7 @@ from .events import Difference, Event
 from .execute import execute
 from .layout import Layout, LuksContainer
 from .match import Match, match
+from .network import NetworkPlace
 from .plan import HEADERS, plan
 from .prepare import HEADERS as SAVED_HEADERS
 from .probe import mount_table, probe
@@ -35,15 +37,16 @@ from .provider import make_plan, provider_of
 from .run import LOG, STATE, has_tool, log, run
 from .sif import DRIVERS, PROVIDERS, AsrSet, write_sif
 from .target import mounted
-from .volumes import every_backup, find_backup, forget
+from .volumes import backups_at, every_backup, find_backup, forget, on_volumes, password_wanted
 
-__all__ = ["Check", "Lock", "checks", "find_copies", "find_sets", "load_drivers", "locks", "match_disks", "opens",
-           "recover", "release", "renew", "restart"]
+__all__ = ["Check", "Lock", "checks", "copies_at", "find_copies", "find_sets", "load_drivers", "locks", "match_disks",
+           "opens", "recover", "release", "renew", "restart", "server_to_ask"]
 
 COPIED = Path("/run/medium-device")    # the initramfs: the device whose content is in memory now (asr.toram)
 
 
 _LATER = "It is not connected: the second stage will ask for it."
+_ASKS = "The server answers. The second stage asks for the password of {user}: somebody must be there then."
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,24 @@ def find_copies() -> tuple[AsrDisk, ...]:
     return tuple(sorted(found, key=lambda disk: disk.set.created, reverse=True))
 
 
+def copies_at(place: str) -> tuple[AsrDisk, ...]:
+    """The same for a backup, a folder or a place on the network that a person named. Raises what backups_at() does."""
+    try:
+        found = [AsrDisk("", found.place, found.set) for found in backups_at(place)]
+    finally:
+        forget()
+    return tuple(sorted(found, key=lambda disk: disk.set.created, reverse=True))
+
+
 def match_disks(disk: AsrDisk) -> Match:
     """The disks that take the recorded ones' places. Raises DiskTooSmall and TooFewDisks."""
     present = probe()
     try:
-        backup = find_backup(disk.set).device
+        # Of a backup on the network somebody may have brought a copy.
+        found = on_volumes(disk.set) if disk.set.backup.network else find_backup(disk.set)
     except BackupNotFound:
-        backup = ""
+        found = None
+    backup = found.device if found else ""
     forget()
     return match(disk.set.layout, present, excluded(disk, present, backup))
 
@@ -98,6 +112,16 @@ class Lock:
 
     container: LuksContainer
     header: bool                       # the saved header is at hand: its old passphrases open it
+
+
+def server_to_ask(disk: AsrDisk) -> NetworkPlace | None:
+    """The place on the network whose password opens the saved headers of encrypted volumes; None: none is needed."""
+    if disk.set.provider or not any(c.name for c in disk.set.layout.containers):
+        return None
+    try:
+        return password_wanted(disk.set)
+    finally:
+        forget()
 
 
 def locks(disk: AsrDisk) -> tuple[Lock, ...]:
@@ -271,7 +295,7 @@ def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
         return _provider_check(disk, without_backup)
     if without_backup:
         return Check("Backup of this set", note=_LATER)
-    if not disk.set.backup.filesystem:
+    if not disk.set.backup.filesystem and not disk.set.backup.network:
         return Check("Backup of this set", BackupNotFound(
             f"The backup {disk.set.backup.name} is on the network, at {disk.set.backup.place}, where this stage cannot "
             "look for it.", hint="Make sure that it is there: the second stage asks for it by its path."))
@@ -279,6 +303,9 @@ def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
         found = find_backup(disk.set)
         forget()
         return Check(f"Backup: {found.place}")
+    except PasswordWanted as error:
+        # A server that answers is as much as can be known without its password.
+        return Check("Backup of this set", note=_ASKS.format(user=error.place.user))
     except BackupNotFound as error:
         return Check("Backup of this set", error)
 
@@ -292,13 +319,15 @@ def _provider_check(disk: AsrDisk, without_backup: bool) -> Check:
         program = provider_of(disk.set)
         if without_backup:
             return Check(title, note=_LATER)
-        if not disk.set.backup.filesystem:
+        if not disk.set.backup.filesystem and not disk.set.backup.network:
             return Check(title, BackupNotFound(
                 f"The backup is at {disk.set.backup.place}, where this stage cannot look for it.",
                 hint="Make sure that it is there: the second stage restores from it."))
         found = find_backup(disk.set)
         make_plan(program, disk.set, "restore", found.path)
         return Check(f"{title}: {found.place}")
+    except PasswordWanted as error:
+        return Check(title, note=_ASKS.format(user=error.place.user))
     except ProviderFailed as error:
         return Check(title, BackupNotFound(error.message, hint=error.hint))
     except AsrError as error:

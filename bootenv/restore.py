@@ -24,6 +24,7 @@ from .errors import AsrError, NoAsrDisk, WrongPassphrase
 from .events import Difference, Event, Progress, noted
 from .layout import Layout
 from .match import located
+from .network import NetworkPlace
 from .prepare import HEADERS as SAVED_HEADERS
 from .probe import probe
 from .provider import make_plan, provider_of, restore_files, secret_of
@@ -31,10 +32,10 @@ from .recover import Check, Lock, restart
 from .run import LOG, log
 from .sif import PROVIDERS, AsrSet, read_sif
 from .target import assembled, enroll_keys, make_swap_files, mounted, set_read_only
-from .volumes import FoundBackup, find_backup, forget, open_backup
+from .volumes import FoundBackup, find_backup, forget, open_backup, password_wanted
 
 __all__ = ["Check", "FoundBackup", "Lock", "Outcome", "checks", "find_backup", "locks", "open_backup", "opens",
-           "pending_set", "questions", "restart", "restore"]
+           "pending_set", "questions", "restart", "restore", "server_to_ask"]
 
 _REPORTS = Path("var/log/asr")         # in the recovered system
 
@@ -69,6 +70,11 @@ def checks(set: AsrSet) -> Iterator[Check]:
                        lambda: make_plan(_program(set), set, "restore", find_backup(set).path))
     else:
         yield _checked("Backup of this set", lambda: find_backup(set))
+
+
+def server_to_ask(set: AsrSet) -> NetworkPlace | None:
+    """The place on the network whose password must be said before the restore; None if none must be."""
+    return password_wanted(set)
 
 
 def questions(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | None = None) -> Mapping[str, str]:

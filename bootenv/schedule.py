@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from . import network
 from .asr_disk import same_machine
 from .destinations import Destination, at, files_of, whole
 from .drift import notice
@@ -34,7 +35,7 @@ _SERVICE = """\
 [Unit]
 Description=ASR backup job {name}
 Documentation=man:asr(1)
-
+{network}
 [Service]
 Type=oneshot
 ExecStart={command}
@@ -43,6 +44,7 @@ ExecStopPost={asr} schedule ended {name}
 Nice=10
 IOSchedulingClass=idle
 """
+_NETWORK = "Wants=network-online.target\nAfter=network-online.target\n"
 _TIMER = """\
 # Made by asr schedule; asr schedule remove {name} takes it away.
 [Unit]
@@ -137,15 +139,22 @@ def program() -> str:
 
 
 def add_job(job: Job) -> None:
-    """Writes and starts a job's timer. Raises Unsupported for a name or time that won't do, CommandFailed."""
+    """Writes and starts a job's timer.
+
+    Raises Unsupported for a name or time that won't do, CommandFailed; for an address that is none NetworkPlaceFailed,
+    for one without a password that a job can read PasswordWanted.
+    """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", job.name):
         raise Unsupported(f"{job.name} is no name for a job.", hint="Use small letters, digits and dashes.")
     asr = program()
     normalized(job.when)
     if any(not word.isprintable() for word in job.arguments):
         raise Unsupported("A place's name has a character that cannot be printed.", hint="Rename it first.")
+    if network.is_url(job.to):
+        network.check_unattended(network.parse(job.to))
     command = " ".join(map(_quoted, (asr, "prepare", *job.arguments)))
-    _write(f"{_JOB}{job.name}.service", _SERVICE.format(name=job.name, command=command, asr=asr))
+    _write(f"{_JOB}{job.name}.service", _SERVICE.format(
+        name=job.name, command=command, asr=asr, network=_NETWORK if network.is_url(job.to) else ""))
     _write(f"{_JOB}{job.name}.timer", _TIMER.format(name=job.name, when=job.when))
     if not any((ROOT / folder / f"{DRIFT}.timer").exists() for folder in (UNITS, Path("usr/lib/systemd/system"))):
         for name, text in drift_units(asr).items():

@@ -4,7 +4,7 @@ TOML (https://toml.io/en/v1.0.0), UTF-8, at most 1 MiB so that it fits a 1.44 MB
 
     signature = "Automated System Recovery"     schema = 1
     [set]         id, created, host, system, kernel, architecture, firmware, loader, memory
-    [backup]      name, place, filesystem, path, label, files, bytes
+    [backup]      name, place, filesystem, path, label, files, bytes, network
     [[disk]]  [[partition]]  [[array]]  [[container]]  [[physical_volume]]  [[group]]  [[logical_volume]]
     [[filesystem]]  [[subvolume]]  [[mount]]  [[swap_file]]  [[boot_option]]
                   the records of bootenv.layout, field by field
@@ -47,9 +47,11 @@ from .layout import (
     SwapFile,
     VolumeGroup,
 )
+from .network import is_address
 
 SIGNATURE = "Automated System Recovery"
-SCHEMA = 2                             # 1 where none of these three is there: version 1 would leave them out
+SCHEMA = 2                             # 1 where none of these three is there, nor a network place: version 1 would
+                                       # leave them out, or not look there
 LIMIT = 2**20                          # bytes
 _CHECKSUM = b"\n[checksum]\n"
 # In the order of the file; each table is the field of Layout of the same name and an s.
@@ -84,6 +86,7 @@ class BackupReference:
     label: str = ""                    # the volume's label
     files: int = 0                     # counted before it was written
     bytes: int = 0
+    network: str = ""                  # the folder's address, nfs:// or smb://, where it is on no volume
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,11 @@ def backup_of(set: AsrSet) -> str:
 def write_sif(set: AsrSet) -> bytes:
     """The bytes of asr.sif. Raises ValueError when the machine is too large for the file."""
     head = {f.name: getattr(set, f.name) for f in fields(set) if f.name not in _TABLES}
-    schema = SCHEMA if set.files or set.commands or set.provider else 1
-    document: dict[str, Any] = {"signature": SIGNATURE, "schema": schema, "set": head, "backup": asdict(set.backup)}
+    schema = SCHEMA if set.files or set.commands or set.provider or set.backup.network else 1
+    backup = asdict(set.backup)
+    if not set.backup.network:
+        del backup["network"]
+    document: dict[str, Any] = {"signature": SIGNATURE, "schema": schema, "set": head, "backup": backup}
     for table in _RECORDS:
         records = [_lean(record) for record in getattr(set.layout, table + "s")]
         if records:
@@ -286,6 +292,8 @@ def _check(set: AsrSet) -> None:
         raise _damaged("the firmware is neither bios nor uefi")
     if "/" in set.backup.name:
         raise _damaged("the backup's name is a path")
+    if set.backup.network and not is_address(set.backup.network):
+        raise _damaged("the backup's place on the network has no address that there is")
     if set.loader not in ("grub", "systemd-boot", "extlinux", "other"):
         raise _damaged("the boot loader is of no known kind")
     if set.provider and not (PROVIDER.fullmatch(set.provider.name) and all(

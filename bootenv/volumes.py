@@ -1,4 +1,4 @@
-"""Where the backup is: every volume that can be read is looked into for the backup of a set."""
+"""Where the backup is: its place on the network, and every volume that can be read, are looked into for it."""
 
 import json
 import os
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from . import network
 from .backup import read_first
 from .errors import BackupNotFound, DamagedBackup, DamagedSif, NewerSchema, NoAsrDisk, OtherSet
-from .run import STATE, run
+from .network import NetworkPlace
+from .run import STATE, log, run
 from .sif import LIMIT, AsrSet, read_sif
 
-FOLDER = STATE / "volumes"             # where volumes are mounted, read-only, by the names of their devices
+FOLDER = STATE / "volumes"             # where volumes are mounted, read-only, by the names of devices and servers
 _SUFFIXES = (".tar.zst", ".tar.zst.001")
 _DEPTH = 6                             # folders below a volume's root that are searched
 
@@ -28,7 +30,7 @@ class FoundBackup:
     path: str
     place: str                         # for people: folder and disk
     set: AsrSet
-    device: str = ""                   # that it lies on; "" for a path that a person named
+    device: str = ""                   # that it lies on; "" for a path that a person named, or on the network
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,35 @@ class Volume:
 def find_backup(set: AsrSet) -> FoundBackup:
     """The set's backup, at its recorded place or wherever a volume that is not being recovered has it.
 
-    The volume that holds it stays mounted until forget(). Raises BackupNotFound, and then leaves all volumes mounted
-    below FOLDER, so that a person can look for it.
+    The volume that holds it stays mounted until forget(). Raises BackupNotFound (of the network NetworkPlaceFailed, or
+    PasswordWanted), and then leaves all volumes mounted below FOLDER, so that a person can look for it.
     """
     if set.provider:
         return _find_place(set)
     forget()
-    own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
-    volumes = sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
-    for volume in volumes:
+    trouble = None
+    if set.backup.network:
+        try:
+            return _on_network(network.parse(set.backup.network), set)
+        except BackupNotFound as error:
+            log(f"{error.code} {error}")
+            trouble = error
+    if found := on_volumes(set):               # somebody may have brought a copy
+        return found
+    searched = [volume.name for volume in _candidates(set) if volume.look()]
+    if trouble:
+        raise trouble
+    raise BackupNotFound(
+        f"The backup {set.backup.name} of set {set.id} was not found. It was written to {set.backup.place}"
+        + (f" on the volume {set.backup.label}" if set.backup.label else "")
+        + f". Searched: {', '.join(searched) or 'there is no disk to search'}.",
+        hint="Connect the disk that holds the backup and press ENTER.",
+    )
+
+
+def on_volumes(set: AsrSet) -> FoundBackup | None:
+    """The set's backup on this computer's volumes. The one that holds it stays mounted until forget()."""
+    for volume in _candidates(set):
         if not volume.look():
             continue
         recorded = volume.point / set.backup.path.lstrip("/") / set.backup.name
@@ -92,13 +114,41 @@ def find_backup(set: AsrSet) -> FoundBackup:
             # With its journal, so that what was written last is there; as before if it is mounted elsewhere, too.
             _ = volume.mount("ro") or volume.look()
             return FoundBackup(str(found), f"/{found.relative_to(volume.point)} on {volume.name}", set, volume.device)
-    searched = [volume.name for volume in volumes if volume.look()]
-    raise BackupNotFound(
-        f"The backup {set.backup.name} of set {set.id} was not found. It was written to {set.backup.place}"
-        + (f" on the volume {set.backup.label}" if set.backup.label else "")
-        + f". Searched: {', '.join(searched) or 'there is no disk to search'}.",
-        hint="Connect the disk that holds the backup and press ENTER.",
-    )
+    return None
+
+
+def _candidates(set: AsrSet) -> list["Volume"]:
+    """The volumes that may hold a set's backup, the recorded one first."""
+    own = frozenset(f.uuid for f in set.layout.filesystems if f.uuid)
+    return sorted(_volumes(own), key=lambda v: v.uuid != set.backup.filesystem)
+
+
+def password_wanted(set: AsrSet) -> NetworkPlace | None:
+    """The place on the network whose password must be said before the backup can be read; None if none must be."""
+    if not set.backup.network:
+        return None
+    place = network.parse(set.backup.network)
+    if not network.wants_password(place) or (not set.provider and on_volumes(set)):
+        return None
+    return place
+
+
+def _on_network(place: NetworkPlace, set: AsrSet) -> FoundBackup:
+    """The set's backup at a place or anywhere below. Raises BackupNotFound, NetworkPlaceFailed, PasswordWanted."""
+    folder = _looked_at(place)
+    for path in chain((folder / set.backup.name,), _backups_below(folder)):
+        if _set_id(path) == set.id:
+            return FoundBackup(str(path), f"{place.url}/{path.relative_to(folder)}", set)
+    raise BackupNotFound(f"The backup {set.backup.name} of set {set.id} was not found at {place.url} or below.",
+                         hint="Look for it on the server, and name its folder.")
+
+
+def _looked_at(place: NetworkPlace) -> Path:
+    """The folder of a network place, mounted below FOLDER until forget(). Raises NetworkPlaceFailed, PasswordWanted."""
+    point = FOLDER / place.name
+    if point.is_mount():
+        run(("umount", str(point)))            # what was mounted there may be gone
+    return network.mount(place, point)
 
 
 def _find_place(set: AsrSet) -> FoundBackup:
@@ -107,6 +157,8 @@ def _find_place(set: AsrSet) -> FoundBackup:
     Raises BackupNotFound.
     """
     forget()
+    if set.backup.network:
+        return FoundBackup(str(_looked_at(network.parse(set.backup.network))), set.backup.network, set)
     if not set.backup.filesystem:
         return FoundBackup(set.backup.place, set.backup.place, set)
     volumes = list(_volumes(frozenset()))
@@ -142,6 +194,30 @@ def every_backup() -> Iterator[FoundBackup]:
                 yield FoundBackup(str(path), f"/{path.relative_to(volume.point)} on {volume.name}", set, volume.device)
 
 
+def backups_at(place: str) -> Iterator[FoundBackup]:
+    """Each ASR set's backup at a path or an address that a person named, or below; the network's until forget().
+
+    Raises NetworkPlaceFailed, PasswordWanted, and for a file that was named itself BackupNotFound, DamagedBackup,
+    DamagedSif and NewerSchema.
+    """
+    top = _named(place)
+    if is_backup(top):
+        yield FoundBackup(str(top), place, read_sif(read_first(top)))
+        return
+    for path in _backups_below(top):
+        if set := _set_of(path):
+            yield FoundBackup(str(path), f"{place.rstrip('/')}/{path.relative_to(top)}", set)
+
+
+def _named(place: str) -> Path:
+    """A file or folder that a person named, as it is reached here. Raises NetworkPlaceFailed, PasswordWanted."""
+    if not network.is_url(place):
+        return Path(place)
+    url = network.parse(place)
+    name = Path(url.path).name
+    return _looked_at(url.parent) / name if is_backup(Path(name)) else _looked_at(url)
+
+
 def is_backup(path: Path) -> bool:
     """By its name."""
     return path.name.endswith(_SUFFIXES)
@@ -155,18 +231,24 @@ def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
 
 
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
-    """The backup at a path that a person named. Raises BackupNotFound, DamagedBackup, OtherSet."""
+    """The backup at a path that a person named, or at an address on the network or anywhere below.
+
+    Raises BackupNotFound, NetworkPlaceFailed, PasswordWanted, DamagedBackup, OtherSet.
+    """
     if set.provider:                   # which says whether its backup is there
-        return FoundBackup(path, path, set)
-    if not os.path.isfile(path):
+        return FoundBackup(str(_named(path)) if network.is_url(path) else path, path, set)
+    if network.is_url(path) and not is_backup(Path(path)):
+        return _on_network(network.parse(path), set)
+    file = _named(path)
+    if not file.is_file():
         raise BackupNotFound(f"There is no file {path}.", hint="Type the path again.")
-    other = read_sif(read_first(Path(path)))
+    other = read_sif(read_first(file))
     if other.id != set.id:
         raise OtherSet(
             f"The backup belongs to another ASR set: expected {set.host}, {set.created:%Y-%m-%d %H:%M}; "
             f"found {other.host}, {other.created:%Y-%m-%d %H:%M}.",
             hint="Choose the backup that was made together with the ASR disk.")
-    return FoundBackup(path, path, set)
+    return FoundBackup(str(file), path, set)
 
 
 def read_copy(path: Path) -> AsrSet:

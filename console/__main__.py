@@ -22,6 +22,7 @@ from . import __version__
 # Textual, rich and the rooms of bootenv are imported by the commands that need them: the imports are most of
 # a command's start.
 if TYPE_CHECKING:
+    from bootenv.destinations import Destination
     from bootenv.prepare import Survey
     from bootenv.schedule import Job
     from bootenv.sif import ProviderReference
@@ -72,8 +73,9 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND")
 
     command = commands.add_parser("prepare", help="back up this computer's system and make its ASR disk")
-    command.add_argument("--to", metavar="DIR|FILE|DEVICE",
-                         help="where the backup is written; a volume that is not mounted is mounted for it and "
+    command.add_argument("--to", metavar="DIR|FILE|DEVICE|URL",
+                         help="where the backup is written; a volume that is not mounted, or a place on the network "
+                              "(nfs://server/export/folder, smb://user@server/share/folder), is mounted for it and "
                               "unmounted again; without --to, a wizard asks")
     command.add_argument("--name", metavar="NAME", default="", help="of the backup's file; else host and time")
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[],
@@ -135,7 +137,9 @@ def _add_schedule(commands: Any) -> None:
     command = actions.add_parser("add", help="add a job, or change the one of that name")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--when", required=True, metavar="CALENDAR", help="'Sun 03:00', daily: see systemd.time(7)")
-    command.add_argument("--to", required=True, metavar="DIR|DEVICE", help="where the backups are written")
+    command.add_argument("--to", required=True, metavar="DIR|DEVICE|URL",
+                         help="where the backups are written; the password of an smb:// user is read from "
+                              "/etc/asr/credentials")
     command.add_argument("--disk", required=True, metavar="DEVICE|IMAGE|DIR", help="the ASR disk")
     command.add_argument("--add", metavar="MOUNTPOINT", action="append", default=[], help="a data volume")
     _add_provider(command)
@@ -349,7 +353,7 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     print(printable(as_lines(survey.findings)), end="")
     if survey.draft.commands:
         print(printable(as_text(survey.draft.commands)), end="")
-    destination = story.destination(survey, arguments.to, arguments.name)
+    destination = _destination(story, survey, arguments)
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
     for note in destination.notes:
@@ -374,6 +378,23 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     print("The ASR disk was read back and matches." if set.provider else
           "The backup and the ASR disk were read back and match.")
     return 0
+
+
+def _destination(story: Any, survey: "Survey", arguments: argparse.Namespace) -> "Destination":
+    """Asks for the password of a place on the network, where somebody can answer."""
+    from getpass import getpass
+
+    from bootenv.errors import PasswordWanted
+    from bootenv.network import remember
+
+    while True:
+        try:
+            return story.destination(survey, arguments.to, arguments.name)
+        except PasswordWanted as error:
+            if not error.place or not sys.stdin.isatty():
+                raise
+            print(f"asr: {error.message}", file=sys.stderr)
+            remember(error.place, getpass(f"Password of {error.place.user}: ").encode())
 
 
 def make_disk(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from bootenv.errors import AsrError
 from bootenv.events import Difference, Event
 from bootenv.run import log
 
-from .screens import ErrorPage, Inspecting, Leaving, Page, UnexpectedPage, Work
+from .screens import ErrorPage, Inspecting, Leaving, Page, Sheet, UnexpectedPage, Work
 from .widgets import AsciiGlyphs, ReverseVideo
 
 T = TypeVar("T")
@@ -171,8 +171,9 @@ class MediumApp(SetupApp):
     hardware_ready: the file that says that all are known.
     """
 
-    # No program of a running system changes that system's keyboard.
-    BINDINGS = [Binding("f4", "keyboard", show=False, priority=True)]
+    # No program of a running system changes that system's keyboard or network.
+    BINDINGS = [Binding("f4", "keyboard", show=False, priority=True),
+                Binding("f9", "address", show=False, priority=True)]
 
     def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
         super().__init__(story, tick=tick)
@@ -182,10 +183,20 @@ class MediumApp(SetupApp):
         """Over whatever page there is, which goes on when the layout is chosen."""
         from .keyboard import Keyboard
 
-        if isinstance(self.screen, Keyboard):
+        self.lay_over(Keyboard)
+
+    def action_address(self) -> None:
+        """The same for this computer's address."""
+        from .network import Address
+
+        self.lay_over(Address)
+
+    def lay_over(self, sheet: type[Sheet]) -> None:
+        """The same key closes it again."""
+        if isinstance(self.screen, sheet):
             self.pop_screen()
         else:
-            self.push_screen(Keyboard())
+            self.push_screen(sheet())
 
     async def show(self, page: Page[Any]) -> None:
         first = not self.page

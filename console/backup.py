@@ -201,7 +201,8 @@ _JOB = (
     ("when", "New job: when?",
      "A time of systemd's calendar, such as  daily,  Sun 03:00,  Mon..Fri 22:00  or  *-*-01 04:30", "Sun 03:00"),
     ("to", "New job: where is the backup written?",
-     "A folder, or a volume's device. Recovery must not format its disk.", ""),
+     "A folder, a volume's device, or an address on the network: nfs:// or smb://. Recovery must not format its "
+     "disk.\n\nThe password of an smb:// user is read from /etc/asr/credentials, which root alone may read.", ""),
     ("disk", "New job: where is the ASR disk written?",
      "A device, a floppy image or a folder that is there when the job runs.", ""),
     ("keep", "New job: how many backups are kept?",

@@ -11,11 +11,12 @@ from textual import work
 from textual.widget import Widget
 
 from bootenv import files as story
-from bootenv.errors import AsrError
+from bootenv.errors import AsrError, BackupNotFound
 from bootenv.events import Difference, Progress
 
 from .app import Cancelled
-from .screens import Browse, Cancellable, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .network import ADDRESSES, BrowseBackup, told
+from .screens import Browse, Cancellable, Looking, Page, ProgressPage, bullets, difference_lines, key, text, when
 from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
@@ -66,10 +67,27 @@ async def from_backup(app: "SetupApp", backup: str) -> bool:
 
 async def chosen(app: "SetupApp", found: "list[story.FoundBackup]", question: str) -> str:
     """A backup's path, "" to go back."""
+    place = f"{story.FOLDER}/"
     while (answer := await app.ask(Backups(found, question))) == _BROWSE:
-        if path := await app.ask(Browse("Another backup", "Type the path of the backup's file.", f"{story.FOLDER}/")):
+        path = await app.ask(BrowseBackup("Another backup", _BROWSE_FOR, place))
+        if story.is_url(path):
+            place, found = path, await found_on(app, path) or found
+        elif path:
             return path
     return answer
+
+
+async def found_on(app: "SetupApp", url: str) -> "list[story.FoundBackup] | None":
+    """The backups at an address. None: it can't be reached, and that was seen."""
+    while True:
+        try:
+            if found := await told(app, partial(Looking, _LOOKING.format(place=url), partial(story.backups_on, url),
+                                                _WARNING)):
+                return found
+            raise BackupNotFound(f"There is no backup of an ASR set at {url} or below.", hint="Name another folder.")
+        except AsrError as error:
+            if await app.ask(app.page_for(error, "cancel")) == "cancel":
+                return None
 
 
 async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder: str) -> bool:
@@ -84,6 +102,8 @@ async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder
     return True
 
 
+_BROWSE_FOR = f"Type the path of the backup's file, or an address on the network:\n\n      {ADDRESSES}"
+_LOOKING = "Setup is looking for backups at {place}..."
 _WHERE = (
     "Type the folder that the files are put into. Below it they have the same paths as in the backup, and replace what "
     "is there.\n\nThe volumes of this computer are in {folder}, by the names of their devices. To put the files where "

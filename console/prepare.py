@@ -13,11 +13,12 @@ from textual.widgets import Input
 
 from bootenv.check import as_lines, verdict
 from bootenv.destinations import backup_size, seconds_for
-from bootenv.errors import AsrDiskNotBlank, AsrDiskUnformatted, AsrError
+from bootenv.errors import AsrDiskNotBlank, AsrDiskUnformatted, AsrError, PasswordWanted
 from bootenv.events import Difference, Progress
 from bootenv.layout import human
 
 from .app import Cancelled, SetupApp
+from .network import ADDRESSES, NetworkPassword
 from .screens import (
     Browse,
     Cancellable,
@@ -146,9 +147,16 @@ class PrepareApp(SetupApp):
             Looking(_LOOKING, partial(self.story.find_places, self.survey), _NO_SET))
         best = next((place.where for place in places if not place.refused), "")
         place, name = self.typed
+        at_once = False
         while True:
-            page = BackupDestination(self.survey, place or best, name)
-            found = await self.ask(page)
+            page = BackupDestination(self.survey, place or best, name, at_once)
+            at_once = False
+            try:
+                found = await self.ask(page)
+            except PasswordWanted as error:
+                place, name = self.typed = page.typed
+                at_once = await self.ask(NetworkPassword(error.place, warning=_NO_SET)) is not None
+                continue
             place, name = self.typed = page.typed
             if found is None:
                 place = await self.ask(Places(self.survey, partial(self.story.find_places, self.survey))) or place
@@ -388,23 +396,24 @@ class BackupDestination(Page["Destination | None"]):
     # First of all that is pressed: a letter that follows in a hurry goes to the other field already.
     BINDINGS = [*key("f4", "answer(None)", "Browse"), Binding("tab", "other", show=False, priority=True)]
     EXPLANATION = (
-        "Type a folder, or choose a volume with F4. A volume that is not mounted is named by its device, mounted as "
-        "long as it is needed, and unmounted again. TAB goes to the name and back.\n\n"
+        "Type a folder, or choose a volume with F4. A volume that is not mounted is named by its device, a place on "
+        f"the network by its address:  {ADDRESSES}.  They are mounted as long as they are needed. TAB goes to the name "
+        "and back.\n\n"
         "A disk that recovery formats is refused: the backup would be lost just when it is needed.\n\n"
         "ENTER checks the place, and writes a little there to see how fast it is."
     )
     WARNING = _NO_SET
 
-    def __init__(self, survey: "Survey", place: str = "", name: str = ""):
+    def __init__(self, survey: "Survey", place: str = "", name: str = "", at_once: bool = False):
         super().__init__()
         self.survey = survey
         self.typed = (place, name)
-        self.checking = False
+        self.checking = at_once        # without another ENTER: its password was asked for meanwhile
 
     def content(self) -> Iterable[Widget]:
         disks = ", ".join(disk.path for disk in self.survey.draft.layout.disks)
         provider = self.survey.draft.provider
-        yield text("Where should the backup be written? A folder, or a volume's device:" if not provider else
+        yield text("Where should the backup be written? A folder, a device, nfs:// or smb://" if not provider else
                    f"Where should {provider.name} write it? A folder, a device, or what it knows as a place:")
         yield Field(self.typed[0], select_on_focus=False, id="place")
         yield text("Its name; left empty, it is the computer's name and the time:")
@@ -420,6 +429,8 @@ class BackupDestination(Page["Destination | None"]):
     def on_mount(self) -> None:
         for field in self.query(Input):
             field.cursor_blink = False
+        if self.checking:
+            self.look()
 
     def action_other(self) -> None:
         self.focus_next(Input)
@@ -439,6 +450,8 @@ class BackupDestination(Page["Destination | None"]):
         try:
             self.answer(await asyncio.to_thread(self.setup.story.destination, self.survey, *self.typed))
         except AsrError as error:
+            if isinstance(error, PasswordWanted) and error.place:
+                return self.fail(error)
             lines.show(*wrapped(error.message), "", *wrapped(error.hint))
         except Exception as error:
             self.fail(error)
@@ -454,8 +467,8 @@ class Places(Choosing[str]):
     EXPLANATION = (
         "Each volume of this computer, and each network place that is mounted, with what is free there. A place with "
         "- before it won't do: below the list it says why.\n\n"
-        "Connect a disk or mount a network place, then press F5 to look again. A volume that is not mounted is "
-        "mounted as long as it is needed."
+        "Connect a disk, then press F5 to look again. A volume that is not mounted is mounted as long as it is needed. "
+        "So is a place on the network, whose address is typed on the page before."
     )
     WARNING = _NO_SET
 

@@ -17,6 +17,7 @@ from bootenv.layout import Disk, human
 
 from .app import HARDWARE_READY, MediumApp, T
 from .files import restore_files, verify_backup
+from .network import ADDRESSES, BrowseBackup, NetworkPassword, told
 from .offline import prepare_offline
 from .screens import (
     ChecksPage,
@@ -155,15 +156,21 @@ class RecoverApp(MediumApp):
 
     async def copy(self) -> "AsrDisk | None":
         """A copy of asr.sif, when the disk is lost or damaged and the backup is at hand."""
-        try:
-            found = await self.ask(Looking("Setup is looking for backups...", self.story.find_copies, _UNCHANGED))
-            if not found:
-                raise NoAsrDisk("No backup of an ASR set was found on this computer's volumes.",
-                                hint="Connect the disk that holds the backup and press ENTER.")
-            return await self.ask(Sets("Use the copy in which backup?", found))
-        except Exception as error:
-            await self.ask(self.page_for(error))
-            return None
+        look, place = self.story.find_copies, ""
+        while True:
+            trouble: Exception = NoAsrDisk(f"No backup of an ASR set was found{' there' * bool(place)}.",
+                                           hint="Connect the disk that holds the backup and press ENTER.")
+            try:
+                if found := await told(self, partial(Looking, _LOOKING, look, _UNCHANGED), warning=_UNCHANGED):
+                    return await self.ask(Sets(_WHICH_COPY, found))
+            except Exception as error:
+                trouble = error
+            wish = await self.ask(self.page_for(trouble, "browse", "cancel"))
+            if wish == "browse":
+                place = await self.ask(BrowseBackup(_WHICH_COPY, _BROWSE, place)) or place
+                look = partial(self.story.copies_at, place) if place else look
+            elif wish == "cancel" or not place:
+                return None
 
     async def recovered(self, disk: "AsrDisk") -> bool:
         """One attempt, from the checks to the last file copied."""
@@ -187,6 +194,8 @@ class RecoverApp(MediumApp):
     async def passphrases(self, disk: "AsrDisk") -> dict[str, bytes]:
         """Of each encrypted volume, by its id."""
         secrets: dict[str, bytes] = {}
+        if not self.without_backup and (place := await asyncio.to_thread(self.story.server_to_ask, disk)):
+            await self.ask(NetworkPassword(place, _HEADERS_THERE, _UNCHANGED))
         for lock in await asyncio.to_thread(self.story.locks, disk):
             name = f"{lock.container.name}  {human(lock.container.size)}"
             answer = None
@@ -203,6 +212,14 @@ class RecoverApp(MediumApp):
 
 
 _UNCHANGED = "Nothing was changed yet."
+_WHICH_COPY = "Use the copy in which backup?"
+_LOOKING = "Setup is looking for backups..."
+_BROWSE = f"Type the path of a backup's file, or an address on the network:\n\n      {ADDRESSES}"
+
+_HEADERS_THERE = (
+    "The headers of this computer's encrypted volumes were saved with the backup, on a server that wants a password. "
+    "Without it, the volumes get new headers with new passphrases."
+)
 
 _SAVED_HEADER = (
     "This volume gets the header that was saved with the backup. All its passphrases and keys stay as they were. "

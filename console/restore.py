@@ -14,8 +14,8 @@ from bootenv.events import Event
 from bootenv.layout import human
 
 from .app import HARDWARE_READY, MediumApp
+from .network import ADDRESSES, BrowseBackup, NetworkPassword, told
 from .screens import (
-    Browse,
     Page,
     Passphrase,
     ProgressPage,
@@ -70,6 +70,7 @@ class RestoreApp(MediumApp):
         outcome = await self.followed(work) if work else None
         if not outcome:
             await self.passphrases(set)
+            await self.password(set)
             wish = await self.ask(WizardWelcome(set))
         while not (outcome := outcome or await self.restored(set, wish)):
             wish = "next"
@@ -88,6 +89,17 @@ class RestoreApp(MediumApp):
                     self.secrets[lock.container.id] = answer
                 except AsrError as error:
                     await self.ask(self.page_for(error))
+
+    async def password(self, set: "AsrSet") -> None:
+        """Of the server that has the backup, before anything that goes on by itself."""
+        try:
+            while place := await asyncio.to_thread(self.story.server_to_ask, set):
+                if await self.ask(NetworkPassword(place, _SERVER, f"{_NOT_RECOVERED} {_AGAIN}")) is None:
+                    return
+        except AsrError as error:
+            # Elsewhere: the wizard says that the backup was not found, and offers to name it.
+            if await self.ask(self.page_for(error, "browse")) != "browse":
+                await self.password(set)
 
     async def restored(self, set: "AsrSet", wish: str) -> "Outcome | None":
         """One attempt, from the choice of the backup on; `wish` is what WizardWelcome answers."""
@@ -130,10 +142,12 @@ class RestoreApp(MediumApp):
         look = search = partial(self.story.find_backup, set)
         while True:
             if wish == "browse":
-                path = await self.ask(Browse("Browse for the backup", _BROWSE, set.backup.place))
+                path = await self.ask(BrowseBackup(
+                    "Browse for the backup", _BROWSE, set.backup.network or set.backup.place))
                 look = partial(self.story.open_backup, path, set) if path else search
             try:
-                found = await self.ask(Source(set, look, wish == "alone"))
+                found = await told(self, partial(Source, set, look, wish == "alone"), _SERVER,
+                                   f"{_NOT_RECOVERED} {_AGAIN}")
                 if found:
                     return found, wish == "alone"
                 wish = "browse"
@@ -148,8 +162,18 @@ _PROGRESS = (
     "Should the power fail now, the restore starts again when the computer is started."
 )
 _BROWSE = (
-    "Type the path of the backup file. Disks that could be read are mounted below /run/asr/volumes; "
-    "with a shell you can mount others, and places on the network."
+    "Type the path of the backup file; disks that could be read are mounted below /run/asr/volumes. Or type the "
+    f"address of its folder on the network:\n\n      {ADDRESSES}"
+)
+_SERVER = (
+    "The backup of this computer is on a server, which wants a password. Type it: from then on, the wizard goes on by "
+    "itself."
+)
+
+
+_ON_NETWORK = (
+    "Please wait while the wizard brings the network up and looks for the backup at {place}. That may take some "
+    "minutes."
 )
 
 
@@ -230,6 +254,8 @@ class WizardWelcome(WizardPage[str]):
         """Looks again and again until all is well."""
         while True:
             self.lines, self.checking = [], True
+            if self.set.backup.network:
+                self.query_one("#next", Lines).show(*wrapped(_ON_NETWORK.format(place=self.set.backup.network)))
             try:
                 checks = await self.setup.each(self.setup.story.checks(self.set), self.show_check)
             except Exception as error:

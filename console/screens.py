@@ -679,6 +679,8 @@ class Passphrase(Page["bytes | None"]):
 
     LABEL = "Volume"
     PROMPT = "Passphrase:"
+    EMPTY = "Type the passphrase, then press ENTER."
+    TRYING = "Please wait while Setup tries this passphrase..."
     WRONG = "This passphrase does not open the volume."
 
     def __init__(self, name: str, *, opens: "Callable[[bytes], bool] | None", first: str, renew: bool = False,
@@ -721,7 +723,7 @@ class Passphrase(Page["bytes | None"]):
         typed = {field.value for field in fields}
         passphrase = message.value.encode()
         if not passphrase:
-            self.query_one(Lines).show("Type the passphrase, then press ENTER.")
+            self.query_one(Lines).show(self.EMPTY)
         elif message.input is not fields[-1]:
             fields[-1].focus()
         elif len(typed) > 1:
@@ -730,7 +732,7 @@ class Passphrase(Page["bytes | None"]):
         elif self.opens is None:
             self.answer(passphrase)
         else:
-            self.query_one(Lines).show("Please wait while Setup tries this passphrase...")
+            self.query_one(Lines).show(self.TRYING)
             try:
                 good = await to_thread(self.opens, passphrase)
             except Exception as error:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bootenv import bootloader, keymap, uefi
+from bootenv import bootloader, keymap, network, uefi
 from bootenv.bootloader import (
     boot_disks,
     check_minimal,
@@ -139,13 +139,16 @@ def test_the_minimal_os_starts_what_it_lies_on_and_nothing_else():
     assert "--set=root uuid/\n" in text
 
 
-def test_the_minimal_os_has_the_same_keyboard_and_the_same_way_in(tmp_path, monkeypatch):
+def test_the_minimal_os_has_the_same_keyboard_address_and_way_in(tmp_path, monkeypatch):
     (tmp_path / "keymap").write_text("de-latin1\n")
+    (tmp_path / "address").write_text("192.0.2.9/24,192.0.2.1\n")
+    monkeypatch.setattr(network, "ADDRESS", tmp_path / "address")
     (tmp_path / "cmdline").write_text("asr.id=0 asr.keymap=us asr.ssh=AAAAC3Nz= asr.toram quiet\n")
     monkeypatch.setattr(keymap, "CHOSEN", tmp_path / "keymap")
     monkeypatch.setattr(bootloader, "CMDLINE", tmp_path / "cmdline")
     text = config(BIOS, SERVER)
-    assert " asr.stage=restore asr.keymap=de-latin1 asr.ssh=AAAAC3Nz= asr.array=" in text
+    same = "asr.keymap=de-latin1 asr.address=192.0.2.9/24,192.0.2.1 asr.ssh=AAAAC3Nz="
+    assert f" asr.stage=restore {same} asr.array=" in text
     assert "asr.toram" not in text
 
 

@@ -26,6 +26,7 @@ from textual.widgets import Input
 
 import bootenv.run
 from bootenv import errors, keymap
+from bootenv import network as bootenv_network
 from bootenv.asr_disk import AsrDisk, Drive
 from bootenv.backup import Entry, Selection
 from bootenv.check import LOSS, Finding
@@ -41,7 +42,7 @@ from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
 from bootenv.schedule import Job
 from bootenv.sif import AsrSet, BackupReference, CarriedFile, Command, ProviderReference, write_sif
-from console import backup, files, offline, prepare, recover, restore, screens
+from console import backup, files, network, offline, prepare, recover, restore, screens
 from console.__main__ import main, stage
 from console.app import SetupApp
 from console.widgets import Gauge, Listing, drawable, half_blocks
@@ -74,6 +75,9 @@ FOREIGN = Choice(
 FOUND = FoundBackup("/run/asr/volumes/vdb/sample-20260314-1509.tar.zst",
                     "/sample-20260314-1509.tar.zst on BACKUP (/dev/vdb)", SET)
 DIFFERENCES = tuple(Difference(f"home/user/film{n}.mkv", "Its data is damaged in the backup.") for n in range(7))
+NAS = bootenv_network.parse("smb://ann@nas/backups/servers")
+ON_NAS = replace(SET, backup=replace(SET.backup, network=NAS.url))
+FOUND_ON_NAS = FoundBackup("/run/asr/volumes/nas-backups/servers/a.tar.zst", f"{NAS.url}/a.tar.zst", ON_NAS)
 RECOVERED = Outcome("recovered", (), 85.0, 6083, 285766656, "/var/log/asr/report.txt")
 SURVEY = Survey(
     draft=replace(SET, id="", backup=BackupReference()),
@@ -124,6 +128,7 @@ def boot_recovery(**changes):
         "checks": lambda disk, **_: iter([Check("Firmware"), Check("Hard disks: 1 of 1 found")]),
         "match_disks": lambda disk: Match((BLANK,), LAYOUT),
         "locks": lambda _: (),
+        "server_to_ask": lambda _: None,
         "recover": lambda disk, match, secrets: working(FORMATTING, COPYING),
         "under_way": lambda: None,
         "restart": Counted(),
@@ -139,6 +144,7 @@ def os_restore(**changes):
         "find_backup": lambda set: FOUND,
         "open_backup": lambda path, set: replace(FOUND, place=path),
         "locks": lambda _: (),
+        "server_to_ask": lambda _: None,
         "restore": lambda set, backup, secrets: working(RESTORING, outcome=RECOVERED),
         "under_way": lambda: None,
         "restart": Counted(),
@@ -316,6 +322,9 @@ DISK_ERRORS = {
         "It was written to /run/backup on the volume BACKUP.",
         hint="Connect the disk that holds it and press ENTER, or press B and name the file.",
         untouched="No file was restored yet."), "browse"),
+    "error-no-dhcp": (errors.NetworkPlaceFailed(
+        "No DHCP server has given this computer an address, on ens3.",
+        hint="See to the DHCP server and press ENTER. Or press F9 and type an address."), "browse"),
     "error-backup-not-here-yet": (errors.BackupNotFound(
         f"The backup {SET.backup.name} of set {SET.id} is on none of the disks that can be read: DATA (/dev/vdc1). "
         "It was written to /run/backup on the volume BACKUP.", hint="Connect the disk that holds it and press ENTER."),
@@ -366,8 +375,12 @@ PAGES = {
         checks=lambda set: iter([Check("Backup of this set", DISK_ERRORS["error-backup-not-found"][0])]))),
     "11-passphrase": (lambda: screens.Passphrase("sda3_crypt  512000 MB", opens=lambda _: True,
                                                  first=restore._UNLOCK), "goes on", None),
+    "11-server": (lambda: network.NetworkPassword(NAS, restore._SERVER), "goes on", None),
+    "11-wizard-network": (lambda: restore.WizardWelcome(ON_NAS), "brings the network up", os_restore(
+        checks=lambda set: (time.sleep(4) for _ in range(1)))),
     "12-source": (lambda: restore.Source(SET, lambda: FOUND, True), "10 seconds", os_restore()),
-    "12-browse": (lambda: screens.Browse("Browse for the backup", restore._BROWSE, "/run/backup"), "/run/backup", None),
+    "12-browse": (lambda: network.BrowseBackup("Browse for the backup", restore._BROWSE, "/run/backup"), "/run/backup",
+                  None),
     "13-completing": (lambda: restore.Completing(SET, FOUND, True), "by itself", None),
     "13-completing-commands": (lambda: restore.Completing(WITH_MORE, FOUND, True), "by itself", None),
     "13-secret": (lambda: restore.BackupSecret(
@@ -419,6 +432,7 @@ PAGES = {
     "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
     "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(4)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
+    "18-server": (lambda: network.NetworkPassword(NAS, warning=prepare._NO_SET), "wants", preparation()),
     "18-browse": (lambda: prepare.Places(SURVEY, lambda: PLACES), "BACKUP", preparation()),
     "18-completing": (lambda: prepare.Completing(SURVEY, replace(DESTINATION, warnings=(
         "This FAT volume holds files of up to 4 GB; a larger backup will not fit.",))), "CAUTION", preparation()),
@@ -671,6 +685,50 @@ async def test_v_verifies_a_backup_and_its_disk(monkeypatch, single_files, tmp_p
         await until(pilot, "Welcome to Setup")
     assert asked == [FOUND.path]
     assert single_files == ["forgot"]
+
+
+async def test_files_are_restored_from_an_address(single_files, nas, monkeypatch, tmp_path):
+    monkeypatch.setattr(files.story, "backups_on", wants_password(nas, [FOUND_ON_NAS]))
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("r")
+        await until(pilot, "from which backup")
+        await pilot.press("b")
+        await until(pilot, "Another backup")
+        pilot.app.screen.query_one(Input).value += NAS.url     # behind what the field begins with
+        await pilot.press("enter")
+        await until(pilot, "Password:")
+        await pilot.press(*"good", "enter")
+        await until(pilot, "servers/a.tar.zst")
+        assert "BACKUP (/dev/vdb)" not in screen_text(pilot.app)
+        await pilot.press("enter")
+        await until(pilot, "vmlinuz")
+
+
+async def test_an_address_that_fails_says_why_and_the_list_comes_back(single_files, monkeypatch, tmp_path):
+    answers = [errors.NetworkPlaceFailed("The server nas does not answer."), []]
+
+    def backups_on(url):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(files.story, "backups_on", backups_on)
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("v")
+        await until(pilot, "Verify: which backup?")
+        await pilot.press("b")
+        await until(pilot, "Another backup")
+        pilot.app.screen.query_one(Input).value = "nfs://nas/x"
+        await pilot.press("enter")
+        await until(pilot, "The server nas does not answer.")
+        await pilot.press("enter")
+        await until(pilot, "There is no backup of an ASR set at nfs://nas/x or below.")
+        await pilot.press("escape")
+        await until(pilot, "Verify: which backup?")
+        assert "BACKUP (/dev/vdb)" in screen_text(pilot.app)
 
 
 async def test_what_cannot_be_verified_says_so(monkeypatch, single_files, tmp_path):
@@ -948,6 +1006,37 @@ async def test_a_lost_disk_is_replaced_by_the_copy_in_a_backup_that_a_person_cho
     assert taken == [copy]
 
 
+async def test_a_lost_disks_copy_is_in_a_backup_on_the_network(tmp_path):
+    taken, looked = [], []
+
+    def copies_at(place):
+        looked.append(place)
+        if len(looked) == 1:
+            raise errors.NetworkPlaceFailed("The server nas does not answer.")
+        return (AsrDisk("", FOUND_ON_NAS.place, ON_NAS),)
+
+    story = boot_recovery(
+        find_sets=raises(errors.NoAsrDisk("Setup could not find an ASR disk in any drive.")), find_copies=lambda: (),
+        copies_at=copies_at, checks=lambda disk, **_: taken.append(disk.set) or iter([Check("Firmware")]))
+    async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
+        await insert_disk(pilot)
+        await pilot.press("space")
+        await until(pilot, "U=Use Copy")
+        await pilot.press("u")
+        await until(pilot, "No backup of an ASR set was found")
+        await pilot.press("b")
+        await until(pilot, "ENTER=Continue")
+        pilot.app.screen.query_one(Input).value = "nfs://nas/export"
+        await pilot.press("enter")
+        await until(pilot, "The server nas does not answer.")
+        await pilot.press("enter")
+        await until(pilot, "Use the copy in which backup?")
+        await pilot.press("enter")
+        await until(pilot, "Firmware ...")
+    assert taken == [ON_NAS]
+    assert looked == ["nfs://nas/export"] * 2
+
+
 async def test_a_damaged_disk_is_reported_without_a_key(tmp_path):
     story = boot_recovery(find_sets=raises(errors.DamagedSif("The file ASR.SIF is damaged.")))
     async with recover_app(story, tmp_path).run_test(size=(80, 25)) as pilot:
@@ -1020,6 +1109,21 @@ async def test_a_saved_header_wants_one_of_its_passphrases(tmp_path):
         await pilot.press("enter")
         await until(pilot, "being restarted")
     assert given == [{"c1": b"right one"}]
+
+
+@pytest.mark.parametrize(("keys", "tried"), [((*"good", "enter"), [b"good"]), (("escape",), [])])
+async def test_a_server_with_saved_headers_is_asked_before_they_are_needed(keys, tried, nas, tmp_path):
+    opened = []
+    story = boot_recovery(server_to_ask=lambda disk: NAS, opens=lambda lock, passphrase: True,
+                          locks=lambda disk: opened.append(list(nas)) or (SAVED,))
+    async with recover_app(story, tmp_path, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("f2")
+        await until(pilot, "on a server that wants a password")
+        assert_canvas(pilot.app)
+        await pilot.press(*keys)
+        await until(pilot, "header that was saved")
+    assert opened == [tried]
 
 
 async def test_a_new_header_wants_its_passphrase_twice(tmp_path):
@@ -1215,6 +1319,94 @@ async def test_the_ninety_seconds_begin_when_every_check_is_green():
         await until(pilot, "Seconds left")
 
 
+@pytest.fixture
+def nas(monkeypatch):
+    """A server whose password is "good"; what was tried."""
+    tried = []
+
+    def opens(place, password):
+        assert place == NAS
+        tried.append(password)
+        return password == b"good"
+
+    monkeypatch.setattr(bootenv_network, "opens", opens)
+    return tried
+
+
+def wants_password(tried, result):
+    """A look that wants the password of NAS until it was tried with success."""
+    def look(*_):
+        if tried[-1:] != [b"good"]:
+            raise errors.PasswordWanted("nas wants the password of ann.", place=NAS)
+        return result
+    return look
+
+
+async def test_a_restore_from_a_server_waits_for_its_password_and_then_for_nobody(nas):
+    story = os_restore(pending_set=lambda: ON_NAS, server_to_ask=lambda set: None if nas[-1:] == [b"good"] else NAS)
+    async with restore_app(story, tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "smb://ann@nas/backups/servers")
+        await asyncio.sleep(0.3)
+        await pilot.press(*"bad", "enter")
+        await until(pilot, "The server does not accept this")
+        assert story.restart.times == 0
+        await pilot.press(*"good", "enter")
+        await until(pilot, "being restarted")
+    assert nas == [b"bad", b"good"]
+
+
+async def test_a_server_without_a_password_is_restored_from_by_nobody():
+    async with restore_app(os_restore(pending_set=lambda: ON_NAS), tick=0.001).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "being restarted")
+
+
+async def test_a_server_that_is_gone_is_tried_again_or_another_place_is_named(nas, monkeypatch):
+    gone = errors.NetworkPlaceFailed("The server nas does not answer.", hint="Look at its cable.")
+    monkeypatch.setattr(bootenv_network, "opens", raises(gone))
+    named = []
+    story = os_restore(
+        pending_set=lambda: ON_NAS, server_to_ask=lambda set: NAS,
+        checks=lambda set: iter([Check("Backup of this set", gone)]),
+        open_backup=lambda path, set: named.append(path) or replace(FOUND_ON_NAS, place=path))
+    async with restore_app(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Password:")
+        await pilot.press(*"good", "enter")
+        await until(pilot, "Error ASR-034")
+        await pilot.press("enter")
+        await until(pilot, "Password:")
+        await pilot.press(*"good", "enter")
+        await until(pilot, "Error ASR-034")
+        await pilot.press("b")
+        await until(pilot, "The wizard looks again")
+        await pilot.press("b")
+        await until(pilot, "Browse for the backup")
+        assert NAS.url in screen_text(pilot.app)
+        pilot.app.screen.query_one(Input).value = "nfs://other/backups"
+        await pilot.press("enter")
+        await until(pilot, "Found at     nfs://other/backups")
+    assert named == ["nfs://other/backups"]
+
+
+async def test_an_address_that_is_browsed_for_may_want_a_password(nas):
+    story = os_restore(find_backup=raises(errors.BackupNotFound("It is on none of the disks.")),
+                       open_backup=wants_password(nas, FOUND_ON_NAS))
+    async with restore_app(story, tick=NEVER).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "Seconds left")
+        await pilot.press("n")
+        await until(pilot, "It is on none of the disks.")
+        await pilot.press("b")
+        await until(pilot, "Browse for the backup")
+        pilot.app.screen.query_one(Input).value = NAS.url
+        await pilot.press("enter")
+        await until(pilot, "Password:")
+        await pilot.press("escape")
+        await until(pilot, "Error ASR-036")
+        await pilot.press("enter")
+        await until(pilot, "Password:")
+        await pilot.press(*"good", "enter")
+        await until(pilot, f"Found at     {FOUND_ON_NAS.place}")
+
+
 async def test_a_backup_that_is_not_found_can_be_named():
     story = os_restore(find_backup=raises(errors.BackupNotFound("It is on none of the disks.")),
                        open_backup=lambda path, set: FoundBackup(path, path, set))
@@ -1373,6 +1565,30 @@ async def test_f4_chooses_the_keyboard_on_any_page_and_the_count_down_waits(layo
         await until(pilot, "Welcome to Setup")
     assert layouts == ["de-latin1-nodeadkeys"]
     assert keymap.chosen() == "de-latin1-nodeadkeys"
+
+
+async def test_f9_sets_the_address_on_any_page(single_files, monkeypatch, golden, tmp_path):
+    told = []
+
+    def set_address(said):
+        told.append(said)
+        if "/" not in said:
+            raise errors.NetworkPlaceFailed(f"{said!r} is no address with its network's length.", hint="Such as 1/2.")
+
+    monkeypatch.setattr(bootenv_network, "set_address", set_address)
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("r", "f9")
+        await until(pilot, "ENTER=Set")
+        golden(SCREENS / "28-address.txt", screen_text(pilot.app))
+        assert_canvas(pilot.app)
+        await pilot.press(*"192.0.2.9", "enter")
+        await until(pilot, "is no address with")
+        await pilot.press(*"/24", "space", *"192.0.2.1", "enter")
+        await until(pilot, "from which backup")
+        await pilot.press("f9", "escape")
+        await until(pilot, "from which backup")
+    assert told == ["192.0.2.9", "192.0.2.9/24 192.0.2.1"]
 
 
 async def test_esc_keeps_the_keyboard_as_it_is(layouts, tmp_path):
@@ -1535,6 +1751,24 @@ async def test_a_refused_destination_is_explained_on_the_page_that_asks():
         await pilot.press("enter")
         await until(pilot, "a disk that recovery will format")
         assert_canvas(app)
+
+
+async def test_a_destination_that_wants_a_password_is_looked_at_again_when_it_was_said(nas):
+    app = prepare.PrepareApp(preparation(destination=wants_password(nas, DESTINATION)), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        app.screen.query(Input).first().value = NAS.url
+        await pilot.press("enter")
+        await until(pilot, "Password:")
+        await pilot.press("escape")
+        await until(pilot, f"│ {NAS.url} ")            # nothing that was typed is lost
+        await pilot.press("enter")
+        await until(pilot, "Password:")
+        await pilot.press(*"bad", "enter")
+        await until(pilot, "The server does not accept this")
+        assert "bad" not in screen_text(app)
+        await pilot.press(*"good", "enter")
+        await until(pilot, "You have completed the wizard")
 
 
 async def to_the_destination(pilot):
@@ -2200,6 +2434,20 @@ def test_prepare_fails_with_1_and_words_wherever_it_fails(step, headless, monkey
     assert told.err == ("asr: ASR-033: The disk is full.\nNo set was made.\nTake a larger one.\n"
                         "More about it: asr explain 33\n")
     assert "match" not in told.out
+
+
+def test_prepare_asks_for_a_servers_password_where_somebody_can_answer(headless, nas, monkeypatch, capsys):
+    wanted = wants_password(nas, DESTINATION)
+    monkeypatch.setattr(headless, "destination", wanted)
+    words = ["prepare", "--to", NAS.url, "--disk", "/dev/fd0"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
+    assert main(words) == 1
+    assert "ASR-036: nas wants the password of ann." in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "good")
+    monkeypatch.setattr(bootenv_network, "remember", lambda place, password: nas.append(password))
+    assert main(words) == 0
+    assert "good" not in capsys.readouterr().out
 
 
 def test_prepare_says_at_once_that_it_needs_root(monkeypatch, capsys):

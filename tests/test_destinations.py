@@ -1,14 +1,15 @@
 """Where a backup may be written: as lsblk and findmnt tell it, and with real volumes in user-mode Linux."""
 
 import json
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from bootenv import destinations
-from bootenv.destinations import Place, backup_size, destination, parse_places, seconds_for
-from bootenv.errors import DestinationRefused
+from bootenv.destinations import Place, at, backup_size, destination, parse_places, seconds_for
+from bootenv.errors import DestinationRefused, NetworkPlaceFailed
 from bootenv.layout import Disk, Layout
 from bootenv.probe import Mounted
 from bootenv.sif import AsrSet
@@ -92,6 +93,59 @@ def test_a_server_that_does_not_answer_is_said_and_not_waited_for(monkeypatch):
     assert asked[1][:2] == ("timeout", "--signal=KILL")
 
 
+def test_a_folder_on_a_server_is_recorded_by_the_servers_address(on_another_disk, tmp_path):
+    on_another_disk |= {"fstype": "nfs4", "source": "nas:/export", "options": "rw,vers=4.2", "uuid": "",
+                        "target": str(tmp_path.parent)}
+    found = destination(a_set(SYSTEM), MiB, str(tmp_path))
+    assert found.reference.network == f"nfs://nas/export/{tmp_path.name}"
+    assert found.reference.place == str(tmp_path)
+    [warning] = found.warnings
+    assert warning == f"{tmp_path} is on the network: recovery gets an address by DHCP and mounts it by itself."
+    on_another_disk |= {"fstype": "cifs", "source": "//nas/share", "options": "rw,username=ann"}
+    found = destination(a_set(SYSTEM), MiB, str(tmp_path))
+    assert found.reference.network == f"smb://ann@nas/share/{tmp_path.name}"
+    assert "asks for the password of ann, which is not kept" in found.warnings[0]
+
+
+def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, tmp_path, monkeypatch):
+    on_another_disk |= {"fstype": "cifs", "source": "//nas/share", "options": "rw,guest,username=root", "uuid": ""}
+    mounted = []
+
+    @contextmanager
+    def afterwards(script):
+        yield
+        mounted.append(script)
+
+    def mount(place, point, *, write):
+        mounted.append((place.url, write))
+        return tmp_path
+
+    monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
+    monkeypatch.setattr(destinations, "afterwards", afterwards)
+    monkeypatch.setattr(destinations.network, "mount", mount)
+    found = destination(a_set(SYSTEM), MiB, "smb://NAS/share//folder/", "monday")
+    assert found.device == found.reference.place == found.reference.network == "smb://nas/share/folder"
+    assert found.path == tmp_path / "monday.tar.zst"
+    assert "password" not in found.warnings[0]
+    with at(found):
+        assert mounted[::2] == [("smb://nas/share/folder", True)] * 2
+    assert "umount" in mounted[-1]
+
+
+def test_a_server_that_fails_is_said_and_what_is_no_address_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
+    monkeypatch.setattr(destinations, "afterwards", lambda script: nullcontext())
+
+    def mount(place, point, *, write):
+        raise NetworkPlaceFailed("The server nas does not answer.")
+
+    monkeypatch.setattr(destinations.network, "mount", mount)
+    with pytest.raises(NetworkPlaceFailed, match="does not answer"):
+        destination(a_set(SYSTEM), MiB, "nfs://nas/x")
+    with pytest.raises(NetworkPlaceFailed, match="is no address"):
+        destination(a_set(SYSTEM), MiB, "smb://nas")
+
+
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "../x"])
 def test_a_name_is_a_name(name, tmp_path):
     with pytest.raises(DestinationRefused, match="is not a file's name"):
@@ -128,7 +182,7 @@ def test_a_disk_of_the_set_is_refused(on_another_disk, tmp_path):
 
 
 def test_what_may_be_too_small_or_away_is_warned_of(on_another_disk, tmp_path, monkeypatch):
-    on_another_disk |= {"fstype": "nfs4", "source": "nas:/x"}
+    on_another_disk |= {"fstype": "fuse.sshfs", "source": "nas:/x", "options": "rw"}
     status = destinations.os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize
     warnings = destination(a_set(SYSTEM), free * 2, str(tmp_path)).warnings

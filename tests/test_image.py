@@ -258,6 +258,16 @@ def test_the_command_line_names_the_keyboard(tmp_path, told, loaded, said):
     assert said in files.get("setup.log", "")
 
 
+@pytest.mark.parametrize(("told", "address"), [("asr.address=192.0.2.9/24,192.0.2.1 quiet", "192.0.2.9/24,192.0.2.1\n"),
+                                               ("quiet", None)])
+def test_the_command_line_names_the_address(tmp_path, told, address):
+    (tmp_path / "cmdline").write_text(told)
+    functions = "\n".join(function_of("init", name) for name in ("argument", "address"))
+    functions = functions.replace("/proc/cmdline", str(tmp_path / "cmdline")).replace("/run/asr", str(tmp_path))
+    assert said_by_sh(f"{functions}\naddress") == ""
+    assert ((tmp_path / "address").read_text() if address else (tmp_path / "address").exists() or None) == address
+
+
 @pytest.mark.parametrize(("carriers", "leases", "trouble"), [
     ({}, "", "No network card was found"),
     ({"eth0": "0", "eth1": "0"}, "", "No network card has a link (eth0 eth1)"),

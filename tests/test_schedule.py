@@ -12,7 +12,7 @@ from bootenv import destinations, drift, schedule
 from bootenv.backup import Source, write_backup
 from bootenv.destinations import Destination
 from bootenv.drift import MOTD
-from bootenv.errors import NoSuchJob, Unsupported
+from bootenv.errors import NetworkPlaceFailed, NoSuchJob, PasswordWanted, Unsupported
 from bootenv.layout import Disk, Layout
 from bootenv.schedule import Job, add_job, in_words, jobs, read_job, remove_all, remove_job, retire, superseded
 from bootenv.sif import BackupReference, new_id, write_sif
@@ -67,6 +67,27 @@ def test_a_job_may_be_another_products(systemd, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["schedule", "add", "nightly", *words, "--keep", "3"])
     assert "--keep" in capsys.readouterr().err
+
+
+def test_a_job_on_the_network_waits_for_it_and_has_its_password_where_it_can_read_it(systemd, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule.network, "ROOT", tmp_path)
+    job = replace(JOB, to="smb://ann@nas/backups")
+    with pytest.raises(PasswordWanted, match="A job cannot ask"):
+        add_job(job)
+    assert not (tmp_path / schedule.UNITS).exists()
+    path = tmp_path / schedule.network.CREDENTIALS
+    path.parent.mkdir(parents=True)
+    path.write_text("username=ann\npassword=s3cret\n")
+    path.chmod(0o600)
+    add_job(job)
+    assert jobs() == [job]
+    service = (tmp_path / schedule.UNITS / "asr-job-nightly.service").read_text()
+    assert "After=network-online.target" in service
+    assert "s3cret" not in service
+    add_job(JOB)
+    assert "network" not in (tmp_path / schedule.UNITS / "asr-job-nightly.service").read_text()
+    with pytest.raises(NetworkPlaceFailed, match="a password in the address"):
+        add_job(replace(JOB, to="smb://ann:s3cret@nas/backups"))
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed here")

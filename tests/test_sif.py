@@ -66,6 +66,18 @@ def test_what_goes_along_survives_and_older_versions_refuse_it(files, commands, 
     assert (b"\nschema = 2\n" in write_sif(set)) == bool(files or commands or provider)
 
 
+@pytest.mark.parametrize("url", ["nfs://nas/export", "smb://OFFICE;ann@nas:4450/share/my folder"])
+def test_a_place_on_the_network_survives_and_older_versions_refuse_it(url):
+    set = replace(SET, backup=replace(SET.backup, network=url))
+    assert read_sif(write_sif(set)) == set
+    assert b"\nschema = 2\n" in write_sif(set)
+
+
+def test_a_set_without_one_is_written_as_it_always_was():
+    assert b"network" not in write_sif(SET)
+    assert b"\nschema = 1\n" in write_sif(SET)
+
+
 def test_tables_of_other_products_survive():
     set = replace(SET, extra={"acme": {"hooks": ["a", "b"]}})
     assert read_sif(write_sif(set)).extra == {"acme": {"hooks": ["a", "b"]}}
@@ -128,6 +140,12 @@ def test_a_newer_schema_is_refused_with_a_sentence():
     {"mount": [{"filesystem": "root", "point": "/etc", "mode": 0o10000}]},
     {"mount": [{"filesystem": "root", "point": "/etc", "owner": 2**32 - 1}]},
     {"backup": {"name": "../x"}},
+    {"backup": {"network": "nfs://nas"}},
+    {"backup": {"network": "/mnt"}},
+    {"backup": {"network": "smb://a,uid=0@nas/share"}},
+    {"backup": {"network": "smb://a:b@nas/share"}},
+    {"backup": {"network": "nfs://nas/../etc"}},
+    {"backup": {"network": "ftp://nas/x"}},
     {"files": [{"path": "drivers/../../etc/passwd", "size": 1, "sha256": "0" * 64}]},
     {"files": [{"path": "/drivers/a.ko", "size": 1, "sha256": "0" * 64}]},
     {"files": [{"path": "drivers/-a.ko", "size": 1, "sha256": "0" * 64}]},
