@@ -131,9 +131,13 @@ def lasting(set: AsrSet) -> AsrSet:
 
     The id and time are a set's own. Of the backup, its name has the time, its size is that of the day's files, and its
     place is what a person called it. Of the memory each kernel keeps a little for itself. The mounts are in the order
-    in which something mounted them.
+    in which something mounted them. In the firmware's boot menu the medium comes before the system now, or it would not
+    have been started.
     """
+    first = sorted((option for option in set.layout.boot_options if option.position), key=lambda o: o.position)
+    options = tuple(replace(option, position=first.index(option) + 1 if option in first else 0)
+                    for option in set.layout.boot_options)
     mounts = tuple(sorted(set.layout.mounts, key=lambda mount: mount.point))
     backup = BackupReference(filesystem=set.backup.filesystem, path=set.backup.path, label=set.backup.label)
     return replace(set, id="", created=datetime.min, memory=0, backup=backup,
-                   layout=replace(set.layout, mounts=mounts))
+                   layout=replace(set.layout, mounts=mounts, boot_options=options))
