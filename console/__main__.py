@@ -276,9 +276,18 @@ def console(arguments: argparse.Namespace) -> int:
 
         from .recover import RecoverApp
 
-        app = RecoverApp(Apart(recover, "recover"))
+        app = RecoverApp(Apart(recover, "recover"), asked=_asked())
     app.run(mouse=False)
     return app.return_code or 0
+
+
+def _asked() -> str:
+    """What bootenv/image/prompts was answered; waits until it was. "" if it was not started."""
+    descriptor = os.environ.pop("ASR_ASKED", "")
+    if not descriptor:
+        return ""
+    with open(int(descriptor)) as answer:
+        return answer.read().strip()
 
 
 def wizard(arguments: argparse.Namespace) -> int:

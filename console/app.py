@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -197,17 +197,6 @@ class MediumApp(SetupApp):
             self.pop_screen()
         else:
             self.push_screen(sheet())
-
-    async def show(self, page: Page[Any]) -> None:
-        first = not self.page
-        await super().show(page)
-        if first:
-            self.call_after_refresh(self.seen)
-
-    def seen(self) -> None:
-        """init lets devices be found from now on: before, that took the time that Python needs to start."""
-        with suppress(OSError):
-            self.hardware_ready.with_name("first-page").touch()
 
     async def hardware(self) -> bool:
         """Waits until all devices are known. True: F2 came first."""

@@ -59,8 +59,9 @@ class RecoverApp(MediumApp):
     Beside hardware_ready a file says how far the technician got, so that a console that crashed comes back to that.
     """
 
-    def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0):
+    def __init__(self, story: Any, *, hardware_ready: Path = HARDWARE_READY, tick: float = 1.0, asked: str = ""):
         super().__init__(story, hardware_ready=hardware_ready, tick=tick)
+        self.asked = asked                     # what page 3 was answered while this program started
         self.reached = hardware_ready.with_name("reached")
         self.changed = ""                      # what an earlier attempt did to the disks
         self.without_backup = False            # somebody said that the backup will be connected later
@@ -106,7 +107,7 @@ class RecoverApp(MediumApp):
 
     async def prompted(self) -> bool:
         """True: F2 was pressed. Meanwhile devices are being found; they are waited for where they are needed."""
-        answer = await self.ask(PromptF6())
+        answer = self.asked or await self.ask(PromptF6())
         while answer == "f6" or not answer:
             if answer == "f6":
                 if await self.hardware():

@@ -552,15 +552,25 @@ async def test_what_needs_devices_waits_for_them_and_f2_is_still_there(keys, tmp
         await until(pilot, "An ASR disk was found")
 
 
-async def test_the_restore_waits_for_devices_and_init_hears_of_the_first_page(tmp_path):
+async def test_the_restore_waits_for_devices(tmp_path):
     app = restore.RestoreApp(os_restore(), hardware_ready=tmp_path / "ready", tick=NEVER)
     async with app.run_test(size=(80, 25)) as pilot:
         await until(pilot, "inspecting")
         await pilot.press("f2")
         await until(pilot, "inspecting")
-        assert (tmp_path / "first-page").exists()
         (tmp_path / "ready").touch()
         await until(pilot, "Seconds left")
+
+
+@pytest.mark.parametrize(("asked", "seen"), [
+    ("f2", "An ASR disk was found"), ("f6", "for Linux 6.12.1-amd64,"), ("welcome", "Welcome to Setup"),
+    ("", "Press F6")])
+async def test_what_was_pressed_while_the_program_started_counts(asked, seen, tmp_path):
+    (tmp_path / "ready").touch()
+    app = recover.RecoverApp(boot_recovery(release=lambda: "6.12.1-amd64"), hardware_ready=tmp_path / "ready",
+                             tick=NEVER, asked=asked)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await until(pilot, seen)
 
 
 async def test_f6_loads_drivers_and_says_of_each_what_became_of_it(tmp_path):
