@@ -34,8 +34,9 @@ _TRIED = STATE / "tried"               # where a place is mounted to try a passw
 ADDRESS = STATE / "address"
 _RESOLVER = Path("/etc/resolv.conf")
 
-# Written by init in the recovery environment, and nowhere else: when the disks are known, and when all else is.
-_READY, _FOUND = STATE / "hardware-ready", STATE / "hardware-found"
+# The recovery environment has the volume that it was started from there, and init writes when all devices are known.
+_MEDIUM = Path("/run/medium")
+_FOUND = STATE / "hardware-found"
 
 # Seconds. A switch that learns its neighbours first lets nothing through for half a minute.
 _LOOK_EVERY = 2
@@ -247,7 +248,7 @@ def bring_up() -> None:
 
     On a computer's own system nothing is done: that looks after its network itself.
     """
-    if not _READY.exists():
+    if not _MEDIUM.is_dir():
         return
     _wait_for(_FOUND.exists, _FOR_HARDWARE)    # the cards' drivers come last, after what people wait for
     if _has_address():

@@ -90,7 +90,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(network, "run", run)
     monkeypatch.setattr(network, "has_tool", lambda name: True)
     monkeypatch.setattr(network, "ROOT", tmp_path)
-    monkeypatch.setattr(network, "_READY", tmp_path / "ready")
+    monkeypatch.setattr(network, "_MEDIUM", tmp_path / "medium")
     monkeypatch.setattr(network, "_FOUND", tmp_path / "found")
     monkeypatch.setattr(network, "ADDRESS", tmp_path / "address")
     monkeypatch.setattr(network, "_TRIED", tmp_path / "tried")
@@ -305,7 +305,7 @@ def recovery(server, monkeypatch, tmp_path):
             return answers.pop(0) if len(answers) > 1 else answers[0]
         return ""
 
-    (tmp_path / "ready").touch()
+    (tmp_path / "medium").mkdir()
     (tmp_path / "found").touch()
     monkeypatch.setattr(network, "run", run)
     monkeypatch.setattr(network.time, "monotonic", lambda: clock[0])
@@ -323,6 +323,14 @@ def test_an_address_that_is_there_is_taken(recovery):
     answers.append(ip(("eth0", True, ["192.0.2.9"])))
     network.bring_up()
     assert {argv[0] for argv in ran} == {"ip"}
+
+
+def test_a_console_that_is_quicker_than_the_hardware_waits_for_the_cards(recovery, tmp_path):
+    answers, _, clock = recovery
+    (tmp_path / "found").unlink()
+    answers.append(ip(("eth0", True, ["10.0.2.15"])))
+    network.bring_up()
+    assert clock[0] >= 30
 
 
 def test_dhcp_gives_an_address(recovery):
