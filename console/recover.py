@@ -107,7 +107,11 @@ class RecoverApp(MediumApp):
 
     async def prompted(self) -> bool:
         """True: F2 was pressed. Meanwhile devices are being found; they are waited for where they are needed."""
-        answer = self.asked or await self.ask(PromptF6())
+        answer = self.asked
+        if answer not in ("f2", "f6", "welcome"):
+            if answer:                         # it means the same here, over the prompt, which begins anew
+                self.set_timer(0.1, partial(self.simulate_key, answer))
+            answer = await self.ask(PromptF6())
         while answer == "f6" or not answer:
             if answer == "f6":
                 if await self.hardware():

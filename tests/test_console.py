@@ -564,7 +564,7 @@ async def test_the_restore_waits_for_devices(tmp_path):
 
 @pytest.mark.parametrize(("asked", "seen"), [
     ("f2", "An ASR disk was found"), ("f6", "for Linux 6.12.1-amd64,"), ("welcome", "Welcome to Setup"),
-    ("", "Press F6")])
+    ("", "Press F6"), ("f1", "ESC=Back"), ("f3", "has not finished"), ("f4", "Which layout"), ("d", "end of the log")])
 async def test_what_was_pressed_while_the_program_started_counts(asked, seen, tmp_path):
     (tmp_path / "ready").touch()
     app = recover.RecoverApp(boot_recovery(release=lambda: "6.12.1-amd64"), hardware_ready=tmp_path / "ready",
