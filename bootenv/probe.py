@@ -11,6 +11,7 @@ import socket
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -646,9 +647,15 @@ def _quota(point: str) -> bool:
 
 def _swap_files() -> Iterator[SwapFile]:
     if not RUNNING:
-        return swap_files_of(ROOT, _file("etc/fstab"))
-    return parse_swap_files(run(("swapon", "--show=NAME,TYPE,SIZE,UUID,LABEL", "--noheadings", "--raw", "--bytes")),
-                            str(ROOT))
+        yield from swap_files_of(ROOT, _file("etc/fstab"))
+        return
+    text = run(("swapon", "--show=NAME,TYPE,SIZE,UUID,LABEL", "--noheadings", "--raw", "--bytes"))
+    for swap in parse_swap_files(text, str(ROOT)):
+        # Where the machine is seen below another root, swapon(8) does not find the file to look into.
+        with suppress(OSError), (ROOT / swap.path.lstrip("/")).open("rb") as file:
+            if header := parse_swap_header(file.read(_PAGE)):
+                swap = replace(swap, uuid=header[1], label=header[2])
+        yield swap
 
 
 def _lsblk() -> str:

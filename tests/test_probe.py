@@ -1,9 +1,12 @@
 """What the field's tools print, as records."""
 
 import json
+import struct
+import uuid
 
 import pytest
 
+from bootenv import probe
 from bootenv.layout import Disk, SwapFile
 from bootenv.probe import (
     parse_content,
@@ -73,6 +76,15 @@ def test_the_medium_knows_the_machines_swap_files_by_the_machines_names():
     text = "/dev/vda4 partition 134213632 uuid\n/swap/a\\x20file file 67104768 other label\n/host/file file 4096\n"
     assert list(parse_swap_files(text, "/host")) == [
         SwapFile("/swap/a file", 64 << 20, "other", "label"), SwapFile("/file", 8192)]
+
+
+def test_a_swap_files_uuid_and_label_are_read_where_the_machine_is_seen(tmp_path, monkeypatch):
+    id = uuid.UUID("62ba98b5-25e0-45e9-b49f-84612fddd766")
+    header = struct.pack("<III16s16s", 1, 255, 0, id.bytes, "swäp".encode())       # linux/swap.h, from byte 1024 on
+    (tmp_path / "file").write_bytes((bytes(1024) + header).ljust(4086, b"\0") + b"SWAPSPACE2")
+    monkeypatch.setattr(probe, "ROOT", tmp_path)
+    monkeypatch.setattr(probe, "run", lambda argv: "/file file 1044480\n/gone file 4096\n")
+    assert list(probe._swap_files()) == [SwapFile("/file", 1 << 20, str(id), "swäp"), SwapFile("/gone", 8192)]
 
 
 def test_fstab_is_read_with_its_blanks():
