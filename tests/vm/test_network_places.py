@@ -251,7 +251,7 @@ def test_a_lost_machine_comes_back_from_a_server(scheme, servers, iso, sample, f
         if scheme == "smb":
             story.see(guest, "on a server, which wants a password", 900)
             guest.type(f"{PASSWORD}\n")
-        runs = finish(guest, SAMPLES[KIND], lambda name, screen: guest.screenshot(tmp_path / f"{name}.png") and None)
+        runs = finish(guest, KIND, lambda name, screen: guest.screenshot(tmp_path / f"{name}.png") and None)
     before, after = look(lost), look(recovered)
     assert after.health == []
     assert differences(ran, runs) == []
