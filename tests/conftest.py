@@ -15,6 +15,16 @@ MACHINES = Path(__file__).parent / "machines"
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(trylast=True)         # when those that are not wanted are gone
+def pytest_collection_modifyitems(items):
+    """The two machines that take longest begin at once, one on either processor: each gets a half of the list first."""
+    longest = [item for item in items if item.name.startswith("test_a_lost_machine_comes_back[")]
+    if len(longest) == 2:
+        rest = [item for item in items if item not in longest]
+        middle = len(items) // 2 - 1
+        items[:] = [longest[0], *rest[:middle], longest[1], *rest[middle:]]
+
+
 def machines() -> list[Path]:
     return sorted(path for path in MACHINES.iterdir() if path.is_dir())
 
