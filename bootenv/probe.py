@@ -11,7 +11,6 @@ import socket
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -583,14 +582,19 @@ _PAGE = 4096                   # swapon(8) shows what can be used: the header's 
 def swap_files_of(root: Path, fstab: str) -> Iterator[SwapFile]:
     """The files that a machine which does not run swaps to once it does."""
     for source, _, type, options in parse_fstab(fstab):
-        if type == "swap" and not source.startswith("/dev/") and "noauto" not in options.split(","):
-            try:
-                with (root / source.lstrip("/")).open("rb") as file:
-                    found = parse_swap_header(file.read(_PAGE))
-            except OSError:            # of a line such as UUID=…, too
-                continue
-            if found:
-                yield SwapFile(source, *found)
+        wanted = type == "swap" and not source.startswith("/dev/") and "noauto" not in options.split(",")
+        # There is no file where the line says UUID=…
+        if wanted and (found := _swap_header(root / source.lstrip("/"))):
+            yield SwapFile(source, *found)
+
+
+def _swap_header(path: Path) -> tuple[int, str, str] | None:
+    """What parse_swap_header() says of a file; None also if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return parse_swap_header(file.read(_PAGE))
+    except OSError:
+        return None
 
 
 def parse_swap_header(page: bytes) -> tuple[int, str, str] | None:
@@ -652,10 +656,8 @@ def _swap_files() -> Iterator[SwapFile]:
     text = run(("swapon", "--show=NAME,TYPE,SIZE,UUID,LABEL", "--noheadings", "--raw", "--bytes"))
     for swap in parse_swap_files(text, str(ROOT)):
         # Where the machine is seen below another root, swapon(8) does not find the file to look into.
-        with suppress(OSError), (ROOT / swap.path.lstrip("/")).open("rb") as file:
-            if header := parse_swap_header(file.read(_PAGE)):
-                swap = replace(swap, uuid=header[1], label=header[2])
-        yield swap
+        header = _swap_header(ROOT / swap.path.lstrip("/"))
+        yield replace(swap, uuid=header[1], label=header[2]) if header else swap
 
 
 def _lsblk() -> str:

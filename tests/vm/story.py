@@ -191,6 +191,25 @@ def see(guest: Guest, pattern: str, seconds: float) -> str:
     return screen
 
 
+def sees(guest: Guest, *texts: str, seconds: float = 120) -> None:
+    """Wait for each text in turn, however its words are spread over lines."""
+    for text in texts:
+        guest.wait_for_text(re.compile(r"\s+".join(re.escape(word) for word in text.split())), seconds)
+
+
+def bring_back_one_file(guest: Guest, seconds: float = 120) -> None:
+    """In the tree of the backup that test_bad_input makes: the one file, to the first disk's folder "back"."""
+    sees(guest, "Which files?", "file 1", seconds=seconds)             # its size
+    guest.press("down", "spc")         # below the directory of the state file
+    sees(guest, "1 marked", seconds=seconds)
+    guest.press("r")
+    sees(guest, "Where to?", seconds=seconds)
+    guest.type("vda/back\n")
+    sees(guest, "The files were restored.", seconds=seconds)
+    guest.press("ret")
+    sees(guest, "Welcome to Setup", seconds=seconds)
+
+
 def shape(screen: str) -> list[str]:
     """A screen without what differs from run to run: numbers, the gauge, the file at hand, blanks between columns."""
     lines = []

@@ -1,9 +1,9 @@
 """What can be wrong before the first write: each gives its page, harms no disk, and goes on once put right."""
 
 import hashlib
-import re
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import sleep
 
@@ -17,6 +17,7 @@ from bootenv.drift import REPAIR
 from bootenv.layout import Disk, Filesystem, Layout, Mount, Partition
 from bootenv.rehearsal import Drive, Machine, MiB, boot, make_disk
 from bootenv.sif import AsrSet, BackupReference, new_id, now, write_sif
+from tests.vm import story
 from tests.vm.story import shape
 from tests.vm.test_recovery import SCREENS
 
@@ -47,9 +48,7 @@ def test_each_mistake_gives_its_page_and_changes_nothing(iso, disks, tmp_path):
     backup_disk(backup, good, disks)
 
     with boot(Machine(disks=(Drive(small),), cdrom=iso), tmp_path / "machine") as guest:
-        def sees(*texts: str) -> None:
-            for text in texts:
-                guest.wait_for_text(re.compile(r"\s+".join(re.escape(word) for word in text.split())), 120)
+        sees = partial(story.sees, guest)
 
         def inserts(image: Path | None) -> None:
             sees("Please insert the disk labeled")

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -156,8 +157,7 @@ def test_files_come_from_a_server_and_what_goes_wrong_is_said(servers, iso, disk
     with boot(Machine(disks=(Drive(target),), cdrom=iso, network=True), tmp_path / "machine") as guest:
         guest.command("set_link", name="network", up=False)
 
-        def sees(text: str, seconds: float = 180) -> None:
-            guest.wait_for_text(re.compile(r"\s+".join(re.escape(word) for word in text.split())), seconds)
+        sees = partial(story.sees, guest, seconds=180)
 
         def browses(url: str) -> None:
             sees("To name another one, press B")
@@ -173,7 +173,7 @@ def test_files_come_from_a_server_and_what_goes_wrong_is_said(servers, iso, disk
         sees("No network card has a link")
         guest.command("set_link", name="network", up=True)
         guest.press("ret")
-        sees("of lost/", 300)
+        sees("of lost/", seconds=300)
         sees("To name another one, press B")
         for url, words in ((f"nfs://{HOST}:{servers.nfs}/nothing", "has no export /nothing"),
                            (f"nfs://{HOST}:{free_port()}/x", "nothing answers at its port"),
@@ -190,16 +190,7 @@ def test_files_come_from_a_server_and_what_goes_wrong_is_said(servers, iso, disk
         guest.type(f"{PASSWORD}\n")
         sees("of lost/")
         guest.press("ret")
-        sees("Which files?")
-        sees("file 1")                 # its size
-        guest.press("down", "spc")     # below the directory of the state file
-        sees("1 marked")
-        guest.press("r")
-        sees("Where to?")
-        guest.type("vda/back\n")
-        sees("The files were restored.")
-        guest.press("ret")
-        sees("Welcome to Setup")
+        story.bring_back_one_file(guest, 180)
 
         guest.insert_floppy(image)
         guest.press("v")

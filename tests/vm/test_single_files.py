@@ -1,12 +1,10 @@
 """R on the Welcome page: files of a backup put onto a disk of the machine, and nothing else."""
 
-import re
-
 import pytest
 
 from bootenv.rehearsal import Drive, Machine, MiB, boot
 from bootenv.sif import write_sif
-from tests.vm import machines
+from tests.vm import machines, story
 from tests.vm.test_bad_input import SET, backup_disk, digest, file_system
 
 pytestmark = [pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(900)]
@@ -19,25 +17,11 @@ def test_one_file_comes_back_to_the_disk_that_was_named(iso, disks, tmp_path):
     kept = digest(backup)
 
     with boot(Machine(disks=(Drive(target), Drive(backup)), cdrom=iso), tmp_path / "machine") as guest:
-        def sees(text: str) -> None:
-            guest.wait_for_text(re.compile(r"\s+".join(re.escape(word) for word in text.split())), 120)
-
         guest.wait_for_text("Welcome to Setup", 300)
         guest.press("r")
-        sees("from which backup?")
-        sees("lost.tar.zst")
+        story.sees(guest, "from which backup?", "lost.tar.zst")
         guest.press("ret")
-        sees("Which files?")
-        sees("file 1")                 # its size
-        guest.press("down", "spc")     # below the directory of the state file
-        sees("1 marked")
-        guest.press("r")
-        sees("Where to?")
-        guest.type("vda/back")
-        guest.press("ret")
-        sees("The files were restored.")
-        guest.press("ret")
-        sees("Welcome to Setup")
+        story.bring_back_one_file(guest)
 
     assert machines.run("debugfs", "-R", "cat /back/file", str(target)) == "x"
     assert "var" not in machines.run("debugfs", "-R", "ls -p /back", str(target))
