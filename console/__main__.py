@@ -34,6 +34,7 @@ _LINE_EVERY = 5                        # seconds, where progress is printed line
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(argv)
+    os.umask(0o022)        # units and notices are for all to read; what is secret is made with its own mode
     try:
         return arguments.run(arguments)
     except AsrError as error:

@@ -65,7 +65,11 @@ def in_small_frames() -> Iterator[None]:
     """Many frames for few bytes, all of them made and read in this process."""
     with patch.object(engine, "Crew", Here), patch.object(engine, "PIECE", 200_000), \
             patch.object(collect, "PIECE", 200_000), patch.object(collect, "BATCH", 20_000):
-        yield
+        mask = os.umask(0o022)
+        try:
+            yield
+        finally:
+            os.umask(mask)                     # a worker that restores sets its own
 
 
 def make_tree(root: Path, files: int, size: int) -> None:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import lzma
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def put_file(path: Path, data: bytes = MODULE) -> str:
 
 
 def packed(suffix: str) -> bytes:
-    return {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress,
+    return {"": bytes, ".gz": partial(gzip.compress, mtime=0), ".xz": lzma.compress,
             ".zst": zstandard.ZstdCompressor().compress}[suffix](MODULE)
 
 
