@@ -17,7 +17,7 @@ from .asr_disk import inside
 from .errors import AsrError, CommandFailed, DestinationRefused
 from .layout import Layout, human
 from .probe import Mounted, mount_table
-from .run import ROOT, STATE, afterwards, log, run
+from .run import ROOT, STATE, log, run, unmounting
 from .sif import AsrSet, BackupReference
 from .volumes import Volume
 
@@ -246,7 +246,7 @@ def reached(device: str) -> Iterator[Path]:
     POINT.mkdir(parents=True, exist_ok=True)
     if POINT.is_mount():
         run(("umount", str(POINT)))
-    with afterwards(f"! mountpoint -q {POINT} || umount {POINT} || umount --lazy {POINT}"):
+    with unmounting(POINT):
         if network.is_url(device):
             yield network.mount(network.parse(device), POINT, write=True)
             return

@@ -13,15 +13,17 @@ import os
 import re
 import socket
 import stat
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from .errors import CommandFailed, NetworkPlaceFailed, PasswordWanted, ToolMissing
-from .run import ROOT, STATE, has_tool, log, run
+from .run import ROOT, STATE, has_tool, log, run, unmounting
 
 CREDENTIALS = "etc/asr/credentials"    # mount.cifs(8), "credentials": lines username=, password=
 TYPES = ("nfs", "nfs4", "cifs", "smb3")                # of file systems that recovery mounts by itself
@@ -370,6 +372,16 @@ def mount(place: NetworkPlace, point: Path, *, write: bool = False) -> Path:
         run(("umount", str(point)))
         raise NetworkPlaceFailed(f"There is no folder {place.folder} in {place.source}.", hint=_MAKE_IT)
     return folder
+
+
+@contextmanager
+def file_at(place: NetworkPlace) -> Iterator[Path]:
+    """A file of a server, mounted for reading as long as this takes. Raises as mount() does."""
+    if place.scheme == "smb" and not place.folder:
+        raise _no_address(place.url, "it names a share and no file in it")
+    point = Path(tempfile.mkdtemp(prefix="asr-"))          # a backup may be on its way to the same server
+    with unmounting(point, "rmdir"):
+        yield mount(place.parent, point) / PurePosixPath(place.path).name
 
 
 def _options(place: NetworkPlace, write: bool) -> list[str]:

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -149,6 +149,12 @@ def afterwards(script: str) -> Iterator[subprocess.Popen]:
         keeper.stdin.close()
         if keeper.wait():
             log(f"= exit status {keeper.returncode} of: {script}")
+
+
+def unmounting(point: Path, then: str = "") -> AbstractContextManager[subprocess.Popen]:
+    """Has what is mounted at a directory unmounted when the block ends, however it ends; `then` is run after it."""
+    at = shlex.quote(str(point))
+    return afterwards(f"! mountpoint -q {at} || umount {at} || umount --lazy {at}" + (then and f"\n{then} {at}"))
 
 
 def log(*lines: str) -> None:

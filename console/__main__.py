@@ -7,12 +7,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bootenv.errors import AsrError, NeedsRoot
 from bootenv.events import Difference, Event, Progress
@@ -22,10 +22,11 @@ from . import __version__
 # Textual, rich and the rooms of bootenv are imported by the commands that need them: the imports are most of
 # a command's start.
 if TYPE_CHECKING:
-    from bootenv.destinations import Destination
     from bootenv.prepare import Survey
     from bootenv.schedule import Job
     from bootenv.sif import ProviderReference
+
+T = TypeVar("T")
 
 _CMDLINE = Path("/proc/cmdline")
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
@@ -89,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=prepare, fail=command.error)
 
     command = commands.add_parser("make-disk", help="write an ASR disk again, on any computer, from a copy of asr.sif")
-    command.add_argument("--from", dest="source", metavar="ASR.SIF|BACKUP", default="",
+    command.add_argument("--from", dest="source", metavar="ASR.SIF|BACKUP|URL", default="",
                          help="the copy: a backup of the set, or asr.sif; else this computer's own")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", required=True, help="where it is written")
     _add_format(command)
@@ -234,16 +235,16 @@ def _add_patterns(command: argparse.ArgumentParser) -> None:
 
 def _add_backup_commands(commands: Any) -> None:
     command = commands.add_parser("verify", help="compare every file in a backup with its checksum")
-    command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("backup", metavar="BACKUP|URL")
     command.add_argument("--disk", metavar="DEVICE|IMAGE|DIR", help="and see whether this ASR disk belongs to it")
     command.set_defaults(run=verify)
 
     command = commands.add_parser("list", help="print the paths in a backup")
-    command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("backup", metavar="BACKUP|URL")
     command.set_defaults(run=list_paths)
 
     command = commands.add_parser("extract", help="bring files back from a backup, reading only what they need")
-    command.add_argument("backup", metavar="BACKUP")
+    command.add_argument("backup", metavar="BACKUP|URL")
     command.add_argument("paths", metavar="PATH", nargs="*", help="a file, or a directory with all that is in it")
     command.add_argument("--all", action="store_true", help="everything")
     command.add_argument("--to", metavar="DIR", required=True, help="where they are put, below the same paths")
@@ -251,7 +252,7 @@ def _add_backup_commands(commands: Any) -> None:
 
     command = commands.add_parser("pack", help="back up any tree to a file; no ASR disk is made")
     command.add_argument("tree", metavar="TREE")
-    command.add_argument("file", metavar="FILE")
+    command.add_argument("file", metavar="FILE", help="that is written; - for standard output")
     _add_patterns(command)
     command.add_argument("--exclude-caches", action="store_true", help="leave out what a CACHEDIR.TAG marks")
     command.add_argument("--level", type=int, choices=range(1, 8), help="of zstd; else as fast as the destination is")
@@ -363,7 +364,7 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     print(printable(as_lines(survey.findings)), end="")
     if survey.draft.commands:
         print(printable(as_text(survey.draft.commands)), end="")
-    destination = _destination(story, survey, arguments)
+    destination = _with_password(lambda: story.destination(survey, arguments.to, arguments.name))
     for warning in destination.warnings:
         print(f"CAUTION: {warning}")
     for note in destination.notes:
@@ -390,8 +391,8 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     return 0
 
 
-def _destination(story: Any, survey: "Survey", arguments: argparse.Namespace) -> "Destination":
-    """Asks for the password of a place on the network, where somebody can answer."""
+def _with_password(work: Callable[[], T]) -> T:
+    """Does work that may need the password of a place on the network; asks for it, where somebody can answer."""
     from getpass import getpass
 
     from bootenv.errors import PasswordWanted
@@ -399,12 +400,27 @@ def _destination(story: Any, survey: "Survey", arguments: argparse.Namespace) ->
 
     while True:
         try:
-            return story.destination(survey, arguments.to, arguments.name)
+            return work()
         except PasswordWanted as error:
             if not error.place or not sys.stdin.isatty():
                 raise
             print(f"asr: {error.message}", file=sys.stderr)
             remember(error.place, getpass(f"Password of {error.place.user}: ").encode())
+
+
+@contextmanager
+def _file(word: str) -> Iterator[Path]:
+    """A file that the user named, on this computer or, by its address, on a server."""
+    from bootenv.asr_disk import inside
+    from bootenv.network import file_at, is_url, parse
+
+    if not is_url(word):
+        yield Path(inside(word))
+        return
+    place = parse(word)
+    _need_root("Mounting a place on the network")
+    with ExitStack() as mounted:
+        yield _with_password(lambda: mounted.enter_context(file_at(place)))
 
 
 def make_disk(arguments: argparse.Namespace) -> int:
@@ -418,14 +434,15 @@ def make_disk(arguments: argparse.Namespace) -> int:
     from bootenv.sif import backup_of
     from bootenv.volumes import is_backup, read_copy
 
-    source = Path(inside(arguments.source)) if arguments.source else ROOT / REPAIR
-    set = read_copy(source)
-    program = None
-    if set.provider:
-        with suppress(NoProvider):             # then what is written says so
-            program = find_provider(set.provider.name)
-    files = carried.from_backup(set, source) if is_backup(source) else nullcontext(carried.at_hand(set, program))
-    with files as at_hand:
+    with ExitStack() as open:
+        source = open.enter_context(_file(arguments.source)) if arguments.source else ROOT / REPAIR
+        set = read_copy(source)
+        program = None
+        if set.provider:
+            with suppress(NoProvider):         # then what is written says so
+                program = find_provider(set.provider.name)
+        at_hand = open.enter_context(carried.from_backup(set, source)) if is_backup(source) else carried.at_hand(
+            set, program)
         followed(put(set, inside(arguments.disk), at_hand, agreed=True, format=arguments.format_disk))
     print(f"ASR disk: {arguments.disk}", f"It belongs to the backup {backup_of(set)}.",
           "Label it:", label_of(set), "It was read back and matches.", sep="\n")
@@ -530,11 +547,11 @@ def verify(arguments: argparse.Namespace) -> int:
     from bootenv.asr_disk import check_belongs, inside
     from bootenv.backup import verify_backup
 
-    path = Path(inside(arguments.backup))
-    if arguments.disk:                         # at once: the rest takes long
-        set = check_belongs(inside(arguments.disk), path)
-        print(f"The disk and the backup are of one set: {set.host}, {set.created:%Y-%m-%d %H:%M} UTC.")
-    _, damaged = followed(verify_backup(path))
+    with _file(arguments.backup) as path:
+        if arguments.disk:                     # at once: the rest takes long
+            set = check_belongs(inside(arguments.disk), path)
+            print(f"The disk and the backup are of one set: {set.host}, {set.created:%Y-%m-%d %H:%M} UTC.")
+        _, damaged = followed(verify_backup(path))
     print(f"{len(damaged)} of its files are damaged." if damaged else "The backup is whole.")
     return 1 if damaged else 0
 
@@ -542,32 +559,40 @@ def verify(arguments: argparse.Namespace) -> int:
 def list_paths(arguments: argparse.Namespace) -> int:
     from bootenv.backup import list_backup
 
-    for record in list_backup(Path(arguments.backup)):
-        print(f"{record.kind} {record.size:>15,} {on_a_line(record.path)}")
+    with _file(arguments.backup) as path:
+        for record in list_backup(path):
+            print(f"{record.kind} {record.size:>15,} {on_a_line(record.path)}")
     return 0
 
 
 def extract(arguments: argparse.Namespace) -> int:
     """Status 0 only when all that was asked for is there as it was."""
+    from bootenv.asr_disk import inside
     from bootenv.backup import restore_backup
 
     if bool(arguments.paths) == arguments.all:
         arguments.fail("name the paths, or say --all")
-    target = Path(arguments.to)
-    target.mkdir(parents=True, exist_ok=True)
-    _, unlike = followed(restore_backup(Path(arguments.backup), target, only=arguments.paths, anywhere=True))
+    target = Path(inside(arguments.to))
+    with _file(arguments.backup) as path:
+        target.mkdir(parents=True, exist_ok=True)
+        _, unlike = followed(restore_backup(path, target, only=arguments.paths, anywhere=True))
     print(f"Extracted with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Extracted.")
     return 1 if unlike else 0
 
 
 def pack(arguments: argparse.Namespace) -> int:
     """Status 0: the file is whole. What isn't in it as it was is named."""
+    from bootenv.asr_disk import inside
     from bootenv.backup import Source, write_backup
 
-    _, unlike = followed(write_backup(
-        Path(arguments.file), [Source(arguments.tree)], exclude=arguments.exclude, include=arguments.include,
-        caches=not arguments.exclude_caches, level=arguments.level, volume_size=arguments.volume_size))
-    print(f"Packed with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Packed.")
+    piped = arguments.file == "-"
+    work = write_backup(
+        Path("/dev/stdout" if piped else inside(arguments.file)), [Source(inside(arguments.tree))],
+        exclude=arguments.exclude, include=arguments.include, caches=not arguments.exclude_caches,
+        level=arguments.level, volume_size=arguments.volume_size)
+    with redirect_stdout(sys.stderr) if piped else nullcontext():
+        _, unlike = followed(work)
+        print(f"Packed with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Packed.")
     return 0
 
 

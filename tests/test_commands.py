@@ -1,12 +1,15 @@
 """The commands for backups, as a person types them."""
 
+import subprocess
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from bootenv import errors
+from bootenv import asr_disk, errors, network
 from bootenv.asr_disk import SIF, check_belongs
 from bootenv.backup import Source, write_backup
 from bootenv.layout import Layout
@@ -77,6 +80,50 @@ def test_patterns_are_taken_by_pack(tree, tmp_path, capsys):
     assert "home/*: It is left out, as asked. (2 names)" in capsys.readouterr().out
     assert main(["extract", str(tmp_path / "c"), "--all", "--to", str(tmp_path / "out")]) == 0
     assert files_below(tmp_path / "out").keys() == {"etc/hosts", "etc/cron.d/one", "home/ann/letter"}
+
+
+def test_the_mediums_own_program_has_the_paths_of_the_computer(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(asr_disk, "ROOT", tmp_path)
+    monkeypatch.setenv("ASR_CWD", "/tree")
+    assert main(["pack", "home", "/b.tar.zst"]) == 0
+    assert main(["list", "../b.tar.zst"]) == 0
+    assert "ann/letter" in capsys.readouterr().out
+    assert main(["extract", "/b.tar.zst", "ann/letter", "--to", "/out"]) == 0
+    assert files_below(tmp_path / "out") == {"ann/letter": "home/ann/letter"}
+
+
+@pytest.mark.disks
+def test_a_backup_goes_into_a_pipe(tree, tmp_path, capsys):
+    done = subprocess.run((sys.executable, "-m", "console", "pack", tree, "-"), capture_output=True)
+    assert done.stderr.endswith(b"Packed.\n")
+    (tmp_path / "b.tar.zst").write_bytes(done.stdout)
+    assert main(["verify", str(tmp_path / "b.tar.zst")]) == 0
+    assert "The backup is whole." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [
+    ("verify", "nfs://nas/x/b.tar.zst"), ("list", "nfs://nas/x/b.tar.zst"),
+    ("extract", "nfs://nas/x/b.tar.zst", "--all", "--to", "out"),
+    ("make-disk", "--from", "nfs://nas/x/s", "--disk", "disk"),
+])
+def test_a_file_on_a_server_is_mounted_for_as_long_as_it_is_read(words, tree, tmp_path, monkeypatch, capsys):
+    (tmp_path / "served").mkdir()
+    assert main(["pack", str(tree), str(tmp_path / "served/b.tar.zst")]) == 0
+    (tmp_path / "served/s").write_bytes(write_sif(SET))
+    (tmp_path / "disk").mkdir()
+    monkeypatch.chdir(tmp_path)
+    mounted = []
+
+    @contextmanager
+    def file_at(place):
+        mounted.append(place.url)
+        yield tmp_path / "served" / Path(place.path).name
+        mounted.append("")
+
+    monkeypatch.setattr(network, "file_at", file_at)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert main([*words]) == 0
+    assert mounted == [next(word for word in words if "://" in word), ""]
 
 
 def test_no_backup_is_a_sentence(tmp_path, capsys):

@@ -112,16 +112,16 @@ def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, tmp_path
     mounted = []
 
     @contextmanager
-    def afterwards(script):
+    def unmounting(point):
         yield
-        mounted.append(script)
+        mounted.append(point)
 
     def mount(place, point, *, write):
         mounted.append((place.url, write))
         return tmp_path
 
     monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
-    monkeypatch.setattr(destinations, "afterwards", afterwards)
+    monkeypatch.setattr(destinations, "unmounting", unmounting)
     monkeypatch.setattr(destinations.network, "mount", mount)
     found = destination(a_set(SYSTEM), MiB, "smb://NAS/share//folder/", "monday")
     assert found.device == found.reference.place == found.reference.network == "smb://nas/share/folder"
@@ -129,12 +129,12 @@ def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, tmp_path
     assert "password" not in found.warnings[0]
     with at(found):
         assert mounted[::2] == [("smb://nas/share/folder", True)] * 2
-    assert "umount" in mounted[-1]
+    assert mounted[-1] == tmp_path / "point"
 
 
 def test_a_server_that_fails_is_said_and_what_is_no_address_too(tmp_path, monkeypatch):
     monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
-    monkeypatch.setattr(destinations, "afterwards", lambda script: nullcontext())
+    monkeypatch.setattr(destinations, "unmounting", lambda point: nullcontext())
 
     def mount(place, point, *, write):
         raise NetworkPlaceFailed("The server nas does not answer.")

@@ -3,6 +3,7 @@
 import errno
 import json
 import socket
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +176,17 @@ def test_a_folder_that_the_share_does_not_have_is_said_and_nothing_stays_mounted
     with pytest.raises(NetworkPlaceFailed, match="There is no folder servers in //nas/backups"):
         mount(SHARE, tmp_path / "point")
     assert server[-1][0] == ("umount", str(tmp_path / "point"))
+
+
+def test_a_file_is_mounted_by_its_folder_and_is_no_share(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "unmounting", lambda point, then: nullcontext())
+    with network.file_at(parse("nfs://nas/export/backups/b.tar.zst")) as path:
+        assert server[-1][0][-2:] == ("nas:/export/backups", str(path.parent))
+        assert path.name == "b.tar.zst"
+    path.parent.rmdir()
+    with pytest.raises(NetworkPlaceFailed, match="names a share and no file in it"), \
+            network.file_at(parse("smb://nas/backups")):
+        pass
 
 
 # What the helpers of nfs-utils 2.6 and 2.8 and of cifs-utils 7 say
