@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import build_iso
 from bootenv.rehearsal import Machine, MiB, make_disk
 from tests.vm import machines
 
@@ -36,3 +37,10 @@ def floppy(disks: Path) -> Path:
     """A blank formatted 1.44 MB floppy."""
     machines.run("mkfs.fat", "-C", "-F", "12", str(disks / "floppy.img"), "1440")
     return disks / "floppy.img"
+
+
+@pytest.fixture
+def package(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The .deb of the program."""
+    folder = once("asr.deb", lambda path: build_iso.deb(path, path.with_suffix(".cache")))
+    return next(folder.glob("*.deb"))

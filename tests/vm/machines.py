@@ -166,6 +166,7 @@ def base_tree(kind: str) -> Path:
     argv = ("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES + sample.packages)}",
             '--aptopt=APT::Install-Recommends "false"', *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
             "--dpkgopt=path-include=/usr/share/zoneinfo/Etc/*",
+            *(("--dpkgopt=path-include=/usr/lib/x86_64-linux-gnu/gconv/*",) if "mtools" in sample.packages else ()),
             *(("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",) if "usr-is-merged" in sample.packages else ()),
             *((f"--essential-hook={sample.early}",) if sample.early else ()), sample.suite)
     return cached(f"{kind}.tar", repr(argv), lambda tar: run(*argv, str(tar)))

@@ -4,6 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
+import build_iso
 from bootenv.rehearsal import MiB
 
 PASSWORD = "recovery"              # root's
@@ -14,6 +15,9 @@ KERNEL_ARGUMENTS = "console=tty0 console=ttyS0 mitigations=off no_timer_check sy
 
 PACKAGES = ("systemd-sysv", "linux-image-amd64", "zstd", "e2fsprogs", "fdisk", "acl", "attr", "libcap2-bin", "login",
             "passwd", "mount", "udev", "kmod", "procps")
+
+# Of the program, where it is installed.
+DEPENDS = tuple(word.split()[0] for word in build_iso.DEPENDS.split(", "))
 
 # Emulated machines copy some hundred files a second: what no sample needs stays out.
 LEFT_OUT = (
@@ -155,7 +159,7 @@ swap /dev/mapper/sample--vg-swap_1
     # Debian's guided encrypted layout.
     "luks": Sample(
         packages=("grub-efi-amd64", "grub-efi-amd64-signed", "shim-signed", "efibootmgr", "initramfs-tools", "lvm2",
-                  "cryptsetup-initramfs", "dosfstools"),
+                  "cryptsetup-initramfs", *DEPENDS),
         make=f"""
 sfdisk --quiet /dev/ubda <<END
 label: gpt

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import build_iso
 from bootenv.rehearsal import Drive, Guest, Machine, MiB, boot, make_disk
 from tests.vm import machines
-from tests.vm.samples import HOSTNAME, KERNEL_ARGUMENTS, LEFT_OUT, PACKAGES, PASSWORD
+from tests.vm.samples import DEPENDS, HOSTNAME, KERNEL_ARGUMENTS, LEFT_OUT, PACKAGES, PASSWORD
 from tests.vm.story import done
 from tests.vm.test_bad_input import digest
 
@@ -17,15 +16,13 @@ pytestmark = [pytest.mark.vm, pytest.mark.long, pytest.mark.timeout(3600)]
 
 SIZE = 3072 * MiB
 START = 2048                           # sector of the only partition
-DEPENDS = tuple(word.split()[0] for word in build_iso.DEPENDS.split(", "))
 JOB = "asr-job-nightly"
 
 
 @pytest.mark.parametrize("suite", ["trixie", "bookworm"])
 def test_an_installed_computer_says_when_a_set_is_due_and_makes_it_by_itself(
-        suite, once, backup_disk, floppy, disks, tmp_path):
-    package = once("asr.deb", lambda path: build_iso.deb(path, path.with_suffix(".cache")))
-    machine = installed(suite, next(package.glob("*.deb")), disks)
+        suite, package, backup_disk, floppy, disks, tmp_path):
+    machine = installed(suite, package, disks)
     machine = replace(machine, sticks=(backup_disk,), floppy=floppy)
     with boot(machine, tmp_path / "machine") as guest:
         assert "Welcome" not in (said := log_in(guest)), said
