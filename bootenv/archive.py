@@ -55,7 +55,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -430,6 +430,8 @@ class Volumes:
             fd = os.open(volume, os.O_RDONLY | os.O_CLOEXEC) if size is not None else -1
             self._parts.append((start, full if size is None else size, fd))
             start += full if size is None else size
+        self._path = path
+        self._first = [self._beginning(fd) for _, _, fd in self._parts]
         self.missing = [p.name for p, s in zip(paths, sizes, strict=True) if s is None]
         self.size = start
         self._prefetched = 0
@@ -453,6 +455,23 @@ class Volumes:
             if begin < end and fd >= 0:
                 os.posix_fadvise(fd, begin - start, end - begin, os.POSIX_FADV_WILLNEED)
         self._prefetched = place + _AHEAD
+
+    def check_there(self) -> None:
+        """Raises BackupNotFound if what was read at first can't be read again: its disk is gone, or its server."""
+        for (_, _, fd), first in zip(self._parts, self._first, strict=True):
+            if first and self._beginning(fd) != first:
+                raise BackupNotFound(f"The backup {self._path.name} cannot be read any more: its disk was "
+                                     "disconnected, or fails, or its server does not answer.", untouched="",
+                                     hint="Connect it again and press ENTER.")
+
+    @staticmethod
+    def _beginning(fd: int) -> bytes:
+        """Of a volume, from its medium and not from memory; b"" if that gives an error."""
+        try:
+            os.posix_fadvise(fd, 0, _CHUNK, os.POSIX_FADV_DONTNEED)
+            return os.pread(fd, 4096, 0)
+        except OSError:
+            return b""
 
     def close(self) -> None:
         for _, _, fd in self._parts:
@@ -497,6 +516,17 @@ def _glob_escape(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
+def at_end(volumes: Volumes) -> tuple[int, ...]:
+    """The places of both indexes, by a backup's last bytes; none if these are not there."""
+    tail = volumes.read(max(volumes.size - _TAIL_SIZE, 0), _TAIL_SIZE)
+    if tail[8:16] != TAIL or struct.unpack_from("<I", tail, 40)[0] != crc32(tail[8:40]):
+        return ()
+    return struct.unpack_from("<QQ", tail, 16)
+
+
+_NO_INDEX = (zstandard.ZstdError, ValueError, struct.error)    # what reading something else for one may raise
+
+
 class Index:
     """What a backup says of its frames and members, from the index or, without one, from the frames themselves.
 
@@ -516,9 +546,10 @@ class Index:
         if not self.whole:
             yield from self._scan()
             return
-        table, _ = self._parts(self._place)
-        for text in self._chunks(table):
-            yield from map(_parse_frame_record, text.split(b"\0")[:-1])
+        with self._still_whole():
+            table, _ = self._parts(self._place)
+            for text in self._chunks(table):
+                yield from map(_parse_frame_record, text.split(b"\0")[:-1])
 
     def members(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, list[Record]]]:
         """Each frame's members, by its number; of the frames wanted, or all."""
@@ -529,12 +560,22 @@ class Index:
         """The same, as parse_records() takes them."""
         if not self.whole:
             return
-        _, members = self._parts(self._place)
-        for text in self._chunks(members):
-            for group in text[1:].split(b"\0="):
-                head, _, rest = group.partition(b"\0")
-                if wanted is None or int(head) in wanted:
-                    yield int(head), rest
+        with self._still_whole():
+            _, members = self._parts(self._place)
+            for text in self._chunks(members):
+                for group in text[1:].split(b"\0="):
+                    head, _, rest = group.partition(b"\0")
+                    if wanted is None or int(head) in wanted:
+                        yield int(head), rest
+
+    @contextmanager
+    def _still_whole(self) -> Iterator[None]:
+        try:
+            yield
+        except _NO_INDEX:
+            self._volumes.check_there()
+            raise DamagedBackup("The backup's index could be read, and cannot be any more.", untouched="",
+                                hint="Its disk is failing: try another copy of it.") from None
 
     def _find(self) -> int:
         """The place of an index that is whole, -1 if there is none."""
@@ -543,19 +584,13 @@ class Index:
                 for part in self._parts(place):
                     for _ in self._chunks(part):
                         pass
-            except (zstandard.ZstdError, ValueError, struct.error):
+            except _NO_INDEX:
                 continue
             return place
         return -1
 
     def _candidates(self) -> Iterator[int]:
-        size = self._volumes.size
-        tail = self._volumes.read(max(size - _TAIL_SIZE, 0), _TAIL_SIZE)
-        if tail[8:16] == TAIL and struct.unpack_from("<I", tail, 40)[0] == crc32(tail[8:40]):
-            first, second, _ = struct.unpack_from("<QQQ", tail, 16)
-            yield from (first, second)
-        else:
-            yield from (place for place, _ in self._search(INDEX))
+        yield from at_end(self._volumes) or (place for place, _ in self._search(INDEX))
 
     def _parts(self, place: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(place, bytes) of an index's table and of its members."""

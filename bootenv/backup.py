@@ -21,7 +21,19 @@ from typing import NamedTuple
 
 import zstandard
 
-from bootenv.archive import Frame, Index, Output, Place, Record, Spool, Volumes, Writer, pack, parse_records
+from bootenv.archive import (
+    Frame,
+    Index,
+    Output,
+    Place,
+    Record,
+    Spool,
+    Volumes,
+    Writer,
+    at_end,
+    pack,
+    parse_records,
+)
 from bootenv.collect import (
     BATCH,
     CHANGED,
@@ -582,6 +594,21 @@ def list_backup(path: Path) -> Iterator[Record]:
             yield from (record for record in records if record.kind != "+")
 
 
+def check_whole(path: Path) -> None:
+    """Whether all volumes are there, and the index at the end is: what a copy that was not finished lacks.
+
+    Raises BackupNotFound, DamagedBackup.
+    """
+    with Volumes(path) as volumes:
+        if volumes.missing:
+            raise DamagedBackup(f"Of the backup {path.name}, {', '.join(volumes.missing)} is missing.", hint=_COPY)
+        if not at_end(volumes) or not Index(volumes).whole:
+            raise DamagedBackup(f"The end of the backup {path.name} is missing, or its last volumes are.", hint=_COPY)
+
+
+_COPY = "Was it copied completely? Connect the disk that has all of it. What is left can be restored all the same."
+
+
 def _whole_index(volumes: Volumes) -> Index:
     index = Index(volumes)
     if not index.whole:
@@ -631,6 +658,8 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Generator[Event,
             place = Place(*fields)
             done += place.size
             files += place.files
+            if not whole:
+                volumes.check_there()
             for name in lost:
                 yield Difference(os.fsdecode(name), "It is damaged in the backup.")
             if not whole and not lost:
@@ -839,6 +868,7 @@ class _Restoring:
         self._done += place.size if kind != "directories" else 0
         self._files += place.files
         if damaged:
+            self._volumes.check_there()        # what a disk that was pulled out can't give is not damaged
             self._damaged[place.seq] = place
         if large:
             self._begin(place, Member(*large))

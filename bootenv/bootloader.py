@@ -336,6 +336,7 @@ def remove_minimal(set: AsrSet, layout: Layout, target: Path, in_backup: InBacku
     It comes last, when the restored system can start. `in_backup` is asked for files and folders.
     """
     if set.firmware == "uefi":
+        _check_starts(layout, target, in_backup)
         for mount in esp_mounts(layout):
             for name in (*_ESP_FILES, *_ESP_KERNEL, _ESP_CONFIG):
                 _remove(target, f"{mount.point.rstrip('/')}/{name}", mount.point, in_backup)
@@ -350,6 +351,23 @@ def remove_minimal(set: AsrSet, layout: Layout, target: Path, in_backup: InBacku
     # bootenv/image/end reads it.
     (STATE / "remove-on-exit").write_text(
         "\n".join((layout.path(filesystem.device), filesystem.type, options, RECOVERY)) + "\n")
+
+
+def _check_starts(layout: Layout, target: Path, in_backup: InBackup) -> None:
+    """Raises Unsupported where nothing is there to start but the minimal OS's own loaders."""
+    if _startable(layout, target):
+        return
+    own = {name.lower(): name for name in _ESP_FILES}
+    for mount in esp_mounts(layout):
+        esp = target / mount.point.lstrip("/")
+        for file in esp.glob("[Ee][Ff][Ii]/*/*.[Ee][Ff][Ii]"):
+            name = own.get(str(file.relative_to(esp)).lower())
+            if name is None or in_backup(f"{mount.point.rstrip('/')}/{name}"):
+                return
+    raise Unsupported(
+        "The EFI system partition has no boot loader of the restored system, so it can't be made to start.",
+        untouched="The restored files are complete.",
+        hint="The backup has none: restore another one, or start the system by other means and install its loader.")
 
 
 def left_by_minimal(layout: Layout, target: Path) -> InBackup:

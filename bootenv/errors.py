@@ -65,6 +65,10 @@ class CommandFailed(AsrError):
               "try again: every step can be repeated.")
     untouched = ""
 
+    def __init__(self, message: str, *, status: int = 0, hint: str = "", untouched: str | None = None):
+        super().__init__(message, hint=hint, untouched=untouched)
+        self.status = status           # the program's exit status; 0 if it has none
+
 
 class Unsupported(AsrError):
     number = 5
@@ -192,6 +196,10 @@ class WrongPassphrase(AsrError):
     title = "The passphrase does not open the volume."
     cause = "It is another one, or was typed with another keyboard: keys are those of a US keyboard here."
     remedy = "Type it again; F7 shows what you type."
+
+    def __init__(self, message: str, *, container: str = "", hint: str = "", untouched: str | None = None):
+        super().__init__(message, hint=hint, untouched=untouched)
+        self.container = container     # the id of the one that stays closed
 
 
 # The backup

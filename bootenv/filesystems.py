@@ -19,7 +19,7 @@ from .step import Step
 
 EXT = ("ext2", "ext3", "ext4")
 TITLE = "Setup is formatting..."
-_TOP = "/run/asr/btrfs"        # where the top of a btrfs is mounted while its subvolumes are made
+TOP = "/run/asr/btrfs"        # where the top of a btrfs is mounted while its subvolumes are made
 
 Settings = dict[str, Setting]
 
@@ -284,16 +284,16 @@ def _make_btrfs(filesystem: Filesystem, layout: Layout, path: str) -> Argvs:
 
 def _make_subvolumes(subvolumes: list[Subvolume], path: str) -> Argvs:
     """Before any file is there: else they become plain directories."""
-    yield ("mkdir", "-p", _TOP)
-    yield ("mount", "-o", "subvolid=5", path, _TOP)
+    yield ("mkdir", "-p", TOP)
+    yield ("mount", "-o", "subvolid=5", path, TOP)
     for subvolume in subvolumes:
-        below = f"{_TOP}/{subvolume.path}"
+        below = f"{TOP}/{subvolume.path}"
         if not any(subvolume.path.rpartition("/")[0] == other.path for other in subvolumes) and "/" in subvolume.path:
             yield ("mkdir", "-p", str(Path(below).parent))
         yield ("btrfs", "subvolume", "create", below)
         if subvolume.default:
             yield ("btrfs", "subvolume", "set-default", below)
-    yield ("umount", _TOP)
+    yield ("umount", TOP)
 
 
 # The others

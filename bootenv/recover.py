@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .asr_disk import SIF, AsrDisk, write_log
 from .asr_disk import find_asr_disks as find_sets
-from .backup import restore_backup
+from .backup import check_whole, restore_backup
 from .bootloader import MEDIUM, MINIMAL_OS, RECOVERY, check_minimal, copy_minimal, install_minimal, recovery_folder
 from .carried import gather, gathered
 from .commands import missing_tools
@@ -18,6 +18,7 @@ from .errors import (
     AsrError,
     BackupNotFound,
     CommandFailed,
+    DamagedBackup,
     FirmwareDiffers,
     PasswordWanted,
     ProviderFailed,
@@ -36,7 +37,7 @@ from .probe import mount_table, probe
 from .provider import make_plan, provider_of
 from .run import LOG, STATE, has_tool, log, run
 from .sif import DRIVERS, PROVIDERS, AsrSet, write_sif
-from .target import mounted
+from .target import NO_SUCH_KEY, mounted, unmount_left
 from .volumes import backups_at, every_backup, find_backup, forget, on_volumes, password_wanted
 
 __all__ = ["Check", "Lock", "checks", "copies_at", "find_copies", "find_sets", "load_drivers", "locks", "match_disks",
@@ -45,7 +46,7 @@ __all__ = ["Check", "Lock", "checks", "copies_at", "find_copies", "find_sets", "
 COPIED = Path("/run/medium-device")    # the initramfs: the device whose content is in memory now (asr.toram)
 
 
-_LATER = "It is not connected: the second stage will ask for it."
+_LATER = "It is not looked for now: the second stage does that."
 _ASKS = "The server answers. The second stage asks for the password of {user}: somebody must be there then."
 
 
@@ -95,6 +96,7 @@ def copies_at(place: str) -> tuple[AsrDisk, ...]:
 
 def match_disks(disk: AsrDisk) -> Match:
     """The disks that take the recorded ones' places. Raises DiskTooSmall and TooFewDisks."""
+    unmount_left()
     present = probe()
     try:
         # Of a backup on the network somebody may have brought a copy.
@@ -116,7 +118,7 @@ class Lock:
 
 def server_to_ask(disk: AsrDisk) -> NetworkPlace | None:
     """The place on the network whose password opens the saved headers of encrypted volumes; None: none is needed."""
-    if disk.set.provider or not any(c.name for c in disk.set.layout.containers):
+    if disk.set.provider or not disk.set.layout.containers:
         return None
     try:
         return password_wanted(disk.set)
@@ -125,19 +127,23 @@ def server_to_ask(disk: AsrDisk) -> NetworkPlace | None:
 
 
 def locks(disk: AsrDisk) -> tuple[Lock, ...]:
-    """The encrypted volumes of the set; their headers are taken from the backup if that is connected."""
-    containers = [c for c in disk.set.layout.containers if c.name]
+    """The encrypted volumes that need a passphrase; the headers of all are taken from the backup if it is there."""
+    containers = disk.set.layout.containers
     if containers and not disk.set.provider:       # whose backup this stage doesn't look into
         _fetch_headers(disk.set)
-    return tuple(Lock(c, (HEADERS / f"{c.id}.img").exists()) for c in containers)
+    found = [Lock(c, (HEADERS / f"{c.id}.img").exists()) for c in containers]
+    # One that was closed when the set was made stays so: its saved header is put back unopened.
+    return tuple(lock for lock in found if lock.container.name or not lock.header)
 
 
 def opens(lock: Lock, passphrase: bytes) -> bool:
-    """Whether a passphrase is one of the saved header's."""
+    """Whether a passphrase is one of the saved header's. Raises CommandFailed if that can't be said."""
     header = str(HEADERS / f"{lock.container.id}.img")
     try:
         run(("cryptsetup", "open", "--test-passphrase", "--key-file", "-", header), input=passphrase)
-    except CommandFailed:
+    except CommandFailed as error:
+        if error.status != NO_SUCH_KEY:
+            raise
         return False
     return True
 
@@ -168,9 +174,9 @@ def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]
     """The disks that must never be written, and why: the medium, the ASR disk, the backup's, by device nodes."""
     recorded = {device for f in present.filesystems if f.uuid and f.uuid == disk.set.backup.filesystem
                 for device in present.devices_of(f)}
-    in_use = {mount.source for mount in mount_table()}
+    mounts = [(mount.source, mount.point) for mount in mount_table()]
     if COPIED.exists():
-        in_use.add(COPIED.read_text().strip())
+        mounts.append((COPIED.read_text().strip(), str(MEDIUM)))
     why = {}
     for found in present.disks:
         above = {d.id for d in present.devices if found.id in present.under(d.id)}
@@ -179,8 +185,9 @@ def excluded(disk: AsrDisk, present: Layout, backup: str = "") -> dict[str, str]
             why[found.path] = "it is the ASR disk"
         elif backup in nodes or above & recorded:
             why[found.path] = "it holds the backup"
-        elif nodes & in_use:
-            why[found.path] = "it is this recovery medium"
+        elif points := [point for source, point in mounts if source in nodes]:
+            why[found.path] = ("it is this recovery medium" if str(MEDIUM) in points else
+                               f"it is mounted at {points[0]}")
     return why
 
 
@@ -301,13 +308,15 @@ def _backup_check(disk: AsrDisk, without_backup: bool) -> Check:
             "look for it.", hint="Make sure that it is there: the second stage asks for it by its path."))
     try:
         found = find_backup(disk.set)
-        forget()
+        check_whole(Path(found.path))
         return Check(f"Backup: {found.place}")
     except PasswordWanted as error:
         # A server that answers is as much as can be known without its password.
         return Check("Backup of this set", note=_ASKS.format(user=error.place.user))
-    except BackupNotFound as error:
+    except (BackupNotFound, DamagedBackup) as error:
         return Check("Backup of this set", error)
+    finally:
+        forget()
 
 
 def _provider_check(disk: AsrDisk, without_backup: bool) -> Check:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .asr_disk import SIF, AsrDisk
-from .backup import list_backup, restore_backup
+from .backup import check_whole, list_backup, restore_backup
 from .bootloader import (
     MEDIUM,
     RECOVERY,
@@ -22,7 +22,7 @@ from .carried import gather
 from .commands import run_commands
 from .errors import AsrError, NoAsrDisk, WrongPassphrase
 from .events import Difference, Event, Progress, noted
-from .layout import Layout
+from .layout import Layout, LuksContainer
 from .match import located
 from .network import NetworkPlace
 from .prepare import HEADERS as SAVED_HEADERS
@@ -69,7 +69,7 @@ def checks(set: AsrSet) -> Iterator[Check]:
         yield _checked(f"Backup by {set.provider.name}",
                        lambda: make_plan(_program(set), set, "restore", find_backup(set).path))
     else:
-        yield _checked("Backup of this set", lambda: find_backup(set))
+        yield _checked("Backup of this set", lambda: check_whole(Path(find_backup(set).path)))
 
 
 def server_to_ask(set: AsrSet) -> NetworkPlace | None:
@@ -95,22 +95,25 @@ def _program(set: AsrSet) -> Path:
 
 
 def locks(set: AsrSet) -> tuple[Lock, ...]:
-    """The encrypted volumes whose passphrase is needed."""
-    return tuple(Lock(c, header=True) for c in set.layout.containers
-                 if c.name and not os.path.exists(set.layout.path(c.id)))
+    """The encrypted volumes whose passphrase is needed, each after those that it lies on."""
+    return tuple(Lock(device, header=True) for device in set.layout.bottom_up() if isinstance(device, LuksContainer)
+                 and device.name and not os.path.exists(set.layout.path(device.id)))
 
 
 def opens(set: AsrSet, lock: Lock, secrets: Mapping[str, bytes], passphrase: bytes) -> bool:
     """Whether a passphrase opens a volume, given those of the ones below it.
 
-    What it lies on is put together for that, and taken apart again.
+    What it lies on is put together for that, and taken apart again. Raises TargetNotMounted, and WrongPassphrase if
+    one of those below stays closed.
     """
     layout = located(set.layout, probe())
     try:
-        with assembled(layout, {**secrets, lock.container.id: passphrase}):
+        with assembled(layout, {**secrets, lock.container.id: passphrase}, lock.container.id):
             return True
     except WrongPassphrase as error:
-        return lock.container.name not in str(error)       # another one's is still to come
+        if error.container != lock.container.id:
+            raise
+        return False
 
 
 def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | None = None
@@ -140,6 +143,7 @@ def restore(set: AsrSet, backup: FoundBackup, secrets: Mapping[str, bytes] | Non
 def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secrets: Mapping[str, bytes]
           ) -> Generator[Event, None, None]:
     journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
+    set_read_only(layout, target, False)                       # an earlier run may have come that far
     yield from run_commands(set.commands, "before", target)
     if set.provider:
         yield from restore_files(_program(set), set, backup.path, target, secrets)
@@ -150,8 +154,8 @@ def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secret
     yield from enroll_keys(layout, target, secrets)
     # What they change, the initramfs and read-only subvolumes are to have.
     yield from run_commands(set.commands, "after", target)
-    set_read_only(layout, target)
     yield from install_system(set, layout, target)
+    set_read_only(layout, target, True)
     in_backup = left_by_minimal(layout, target) if set.provider else _in_backup(Path(backup.path), layout)
     yield from remove_minimal(set, layout, target, in_backup)
 

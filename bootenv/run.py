@@ -73,7 +73,8 @@ def run(
         log(f"= exit status {done.returncode}")
         if check:
             words = " ".join((err or out).split())[-_LAST_WORDS:]
-            raise CommandFailed(f"{argv[0]} failed: {words or f'exit status {done.returncode}'}")
+            raise CommandFailed(f"{argv[0]} failed: {words or f'exit status {done.returncode}'}",
+                                status=done.returncode)
     return out
 
 
@@ -106,7 +107,7 @@ def lines_of(argv: tuple[str, ...], *, input: bytes, environment: Mapping[str, s
             _end(process)
     if process.returncode:
         log(f"= exit status {process.returncode}")
-        raise CommandFailed(_last_line(begun) or f"exit status {process.returncode}")
+        raise CommandFailed(_last_line(begun) or f"exit status {process.returncode}", status=process.returncode)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

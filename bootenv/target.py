@@ -8,13 +8,15 @@ from pathlib import Path
 
 from .errors import CommandFailed, TargetNotMounted, WrongPassphrase
 from .events import Difference, Event, Progress
-from .filesystems import EXT
+from .filesystems import EXT, TOP
 from .layout import Filesystem, Layout, LuksContainer, MdArray, Mount
 from .plan import LVM, steps_to_stop
 from .probe import parse_luks
-from .run import run
+from .run import log, run
 
 TARGET = Path("/target")
+
+NO_SUCH_KEY = 2                        # cryptsetup(8), "RETURN CODES"; a header may also take more memory than there is
 
 # Without its recorded options: ro, noexec, nodev or quota would break what is written.
 _TYPES = {"ntfs": ("-t", "ntfs3")}
@@ -29,6 +31,7 @@ def mounted(layout: Layout, secrets: Mapping[str, bytes] | None = None, at: Path
     `secrets`: passphrases by the ids of their containers. Raises TargetNotMounted and WrongPassphrase, and leaves
     nothing mounted then.
     """
+    unmount_left()
     with ExitStack() as stack:
         stack.enter_context(assembled(layout, secrets or {}))
         for mount in layout.mounts_by_depth():
@@ -45,7 +48,7 @@ def mounted(layout: Layout, secrets: Mapping[str, bytes] | None = None, at: Path
             except CommandFailed as error:
                 raise TargetNotMounted(f"{mount.point} could not be mounted from {device}: {error}",
                                        untouched="No file was written.") from None
-            stack.callback(run, ("umount", str(point)))
+            stack.callback(_unmount, point)
         stack.callback(os.sync)
         if layout.mounts and not at.is_mount():
             raise TargetNotMounted("The recovered system's root file system is not mounted.",
@@ -53,14 +56,31 @@ def mounted(layout: Layout, secrets: Mapping[str, bytes] | None = None, at: Path
         yield at
 
 
+def unmount_left() -> None:
+    """Unmounts what work that was killed has left mounted."""
+    for point in (TARGET, Path(TOP)):
+        if point.is_mount():
+            run(("umount", "--recursive", "--lazy", str(point)))
+
+
+def _unmount(point: Path) -> None:
+    """Lazily, if what the restored system's own scripts started is still at work there: all files are written."""
+    try:
+        run(("umount", str(point)))
+    except CommandFailed as error:
+        log(f"{point} is unmounted once nothing uses it: {error}")
+        run(("umount", "--lazy", str(point)))
+
+
 @contextmanager
-def assembled(layout: Layout, secrets: Mapping[str, bytes]) -> Iterator[None]:
+def assembled(layout: Layout, secrets: Mapping[str, bytes], up_to: str = "") -> Iterator[None]:
     """Arrays running, containers open, volume groups active: what is so already stays as it is.
 
     At the end all is taken apart again that nothing uses, so that a restart finds it clean.
-    Raises TargetNotMounted, WrongPassphrase.
+    `up_to`: the id of a device, for which alone this is done. Raises TargetNotMounted, WrongPassphrase.
     """
-    order = layout.bottom_up()
+    wanted = layout.under(up_to) if up_to else {device.id for device in layout.devices}
+    order = [device for device in layout.bottom_up() if device.id in wanted]
     try:
         _activate(layout)
         for device in order:
@@ -123,14 +143,18 @@ def _open(container: LuksContainer, layout: Layout, secrets: Mapping[str, bytes]
     if os.path.exists(layout.path(container.id)):
         return
     if container.id not in secrets:
-        raise WrongPassphrase(f"The encrypted volume {container.name} needs its passphrase.",
+        raise WrongPassphrase(f"The encrypted volume {container.name} needs its passphrase.", container=container.id,
                               untouched="No file was written.")
     try:
         run(("cryptsetup", "open", "--key-file", "-", layout.path(container.device), container.name),
             input=secrets[container.id])
     except CommandFailed as error:
+        if error.status != NO_SUCH_KEY:
+            raise TargetNotMounted(f"The encrypted volume {container.name} could not be opened: {error}",
+                                   untouched="No file was written.") from None
         raise WrongPassphrase(f"The encrypted volume {container.name} could not be opened: {error}",
-                              hint="Type its passphrase again.", untouched="No file was written.") from None
+                              container=container.id, hint="Type its passphrase again.",
+                              untouched="No file was written.") from None
 
 
 def make_swap_files(layout: Layout, target: Path) -> Iterator[Event]:
@@ -174,13 +198,13 @@ def enroll_keys(layout: Layout, target: Path, secrets: Mapping[str, bytes]) -> I
                              f"Its header was made anew: {', '.join(lost)} must be enrolled again.")
 
 
-def set_read_only(layout: Layout, target: Path) -> None:
-    """Subvolumes that were read-only become so again once their files are there."""
+def set_read_only(layout: Layout, target: Path, now: bool) -> None:
+    """Subvolumes that were read-only become so again once their files are there; writable before that."""
     for subvolume in layout.subvolumes:
         mount = layout.mount_with(subvolume)
         if subvolume.read_only and mount:
             inner = subvolume.path.removeprefix(mount.subvolume).strip("/")
-            run(("btrfs", "property", "set", str(target / mount.point.lstrip("/") / inner), "ro", "true"))
+            run(("btrfs", "property", "set", str(target / mount.point.lstrip("/") / inner), "ro", str(now).lower()))
 
 
 def _how(filesystem: Filesystem, mount: Mount) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from textual import events, work
 from textual.widget import Widget
 
-from bootenv.errors import BackupNotFound, NoAsrDisk
+from bootenv.errors import BackupNotFound, DamagedBackup, NoAsrDisk
 from bootenv.events import Event, Progress
 from bootenv.layout import Disk, human
 
@@ -188,7 +188,7 @@ class RecoverApp(MediumApp):
             self.reach(_CHANGED)
             self.changed = _DISKS_CHANGED
             await self.perform(Preparing(), self.story.recover(disk, match, secrets))
-        except BackupNotFound as error:
+        except (BackupNotFound, DamagedBackup) as error:
             self.without_backup = await self.ask(self.page_for(error, "agree")) == "agree"
             return False
         except Exception as error:
@@ -202,7 +202,8 @@ class RecoverApp(MediumApp):
         if not self.without_backup and (place := await asyncio.to_thread(self.story.server_to_ask, disk)):
             await self.ask(NetworkPassword(place, _HEADERS_THERE, _UNCHANGED))
         for lock in await asyncio.to_thread(self.story.locks, disk):
-            name = f"{lock.container.name}  {human(lock.container.size)}"
+            container = lock.container
+            name = f"{container.name or disk.set.layout.path(container.device)}  {human(container.size)}"
             answer = None
             if lock.header:
                 answer = await self.ask(Passphrase(
@@ -212,7 +213,7 @@ class RecoverApp(MediumApp):
             if answer is None:
                 answer = await self.ask(Passphrase(name, opens=None, first=_new_header(lock)))
                 assert answer
-            secrets[lock.container.id] = answer
+            secrets[container.id] = answer
         return secrets
 
 

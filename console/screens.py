@@ -22,7 +22,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from bootenv import run
-from bootenv.errors import AsrDiskNotBlank, AsrError, NewerSchema
+from bootenv.errors import AsrDiskNotBlank, AsrError, DamagedBackup, NewerSchema
 from bootenv.events import Difference, Progress
 from bootenv.sif import backup_of
 
@@ -280,6 +280,8 @@ class ErrorPage(Page[str]):
         explained = _EXPLAINED
         if isinstance(self.error, AsrDiskNotBlank):
             explained = _EXPLAINED | {"agree": "To use this disk all the same, press F8."}
+        elif isinstance(self.error, DamagedBackup):
+            explained = _EXPLAINED | {"agree": "To format the disks all the same, press F8."}
         yield bullets(*(explained[offer] for offer in explained if offer in self.offers), self.setup.QUIT)
         yield text(f"Error {self.error.code}")
 

@@ -19,7 +19,16 @@ import zstandard
 
 from bootenv import backup as backup_room
 from bootenv.archive import Frame, Index, Output, Place, Volumes, Writer, pack
-from bootenv.backup import Source, list_backup, read_first, restore_backup, select, verify_backup, write_backup
+from bootenv.backup import (
+    Source,
+    check_whole,
+    list_backup,
+    read_first,
+    restore_backup,
+    select,
+    verify_backup,
+    write_backup,
+)
 from bootenv.collect import PIECE, SWAP, Batch, Collector, Reading, Tree
 from bootenv.directories import Directories
 from bootenv.errors import (
@@ -525,6 +534,35 @@ def test_a_missing_volume_costs_its_files(small, scratch):
     found = extract(scratch / "b", scratch / "out")
     assert Difference("b.002", "This volume of the backup is missing.") in found
     everything_right_or_named(small, scratch / "out", found)
+
+
+def test_a_copy_that_was_not_finished_is_known_at_once(small, scratch):
+    pack_tree(small, scratch / "v", volume_size=3_000_000)
+    pack_tree(small, scratch / "b")
+    check_whole(scratch / "v")
+    check_whole(scratch / "b")
+    *_, last = sorted(scratch.glob("v.*"))
+    last.unlink()
+    with pytest.raises(DamagedBackup, match="The end of the backup v is missing, or its last volumes are"):
+        check_whole(scratch / "v")
+    (scratch / "v.002").unlink()
+    with pytest.raises(DamagedBackup, match=r"v\.002 is missing"):
+        check_whole(scratch / "v")
+    os.truncate(scratch / "b", (scratch / "b").stat().st_size - 1)
+    with pytest.raises(DamagedBackup, match="The end"):
+        check_whole(scratch / "b")
+
+
+@pytest.mark.parametrize("work", [
+    lambda backup, out: restore_backup(backup, out, anywhere=True), lambda backup, out: verify_backup(backup)])
+def test_a_backup_that_goes_away_is_not_a_damaged_one(work, small, scratch):
+    pack_tree(small, scratch / "b")
+    (scratch / "out").mkdir()
+    events = work(scratch / "b", scratch / "out")
+    next(events)
+    (scratch / "b").write_bytes(b"")           # zeros are what is read where the medium gives an error
+    with pytest.raises(BackupNotFound, match="cannot be read any more"):
+        differences(events)
 
 
 def test_volumes_begin_by_themselves_where_files_must_be_small(small, scratch, monkeypatch):

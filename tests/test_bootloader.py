@@ -344,6 +344,26 @@ def test_where_no_entry_starts_the_machine_it_gets_a_fallback(target, ran, state
         "BOOTX64.EFI": "debian's shimx64.efi", "grubx64.efi": "debian's grubx64.efi"}
 
 
+@pytest.mark.parametrize("restored", ["", "EFI/debian/readme.txt"])
+def test_a_machine_without_a_loader_of_its_own_keeps_the_minimal_os(restored, target, ran, state):
+    list(bootloader.install_minimal(UEFI, SERVER, target))
+    if restored:
+        (target / "boot/efi/EFI/debian").mkdir()
+        (target / "boot/efi" / restored).write_text("no loader")
+    esp = below(target / "boot/efi")
+    with pytest.raises(Unsupported, match="no boot loader of the restored system"):
+        list(bootloader.remove_minimal(UEFI, SERVER, target, {"/boot/efi"}.__contains__))
+    assert below(target / "boot/efi") == esp
+    assert not (state / "remove-on-exit").exists()
+
+
+def test_a_fallback_that_is_the_minimal_oss_own_byte_for_byte_is_the_systems_if_its_backup_has_it(target, ran, state):
+    list(bootloader.install_minimal(UEFI, SERVER, target))
+    backup = {"/boot/efi", "/boot/efi/EFI", "/boot/efi/EFI/BOOT", "/boot/efi/EFI/BOOT/BOOTX64.EFI"}
+    assert list(bootloader.remove_minimal(UEFI, SERVER, target, backup.__contains__)) == []
+    assert below(target / "boot/efi") == ["EFI/BOOT/BOOTX64.EFI"]
+
+
 def test_an_entry_without_its_loader_is_named(target, ran):
     layout = replace(SERVER, boot_options=(BootOption("0001", "debian", "sda/2", SHIM, position=1),))
     events = list(bootloader._boot_menu(layout, target))
