@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from . import uefi
@@ -328,6 +328,36 @@ def _write_menu(commands: Iterable[uefi.Command]) -> None:
 
 def _efi_path(path: str) -> str:
     return "\\" + path.replace("/", "\\")
+
+
+@contextmanager
+def own_fallback(set: AsrSet, layout: Layout, target: Path) -> Iterator[None]:
+    """The minimal OS stays what EFI/BOOT starts while files are restored; at the end the restored loaders move there.
+
+    A firmware that has forgotten its boot menu starts that, also after a power cut in the middle of the restore.
+    What is restored there lies in the recovery folder until then, so that the next run finds it.
+    """
+    places = {}
+    with ExitStack() as mounts:
+        for number, mount in enumerate(esp_mounts(layout) if set.firmware == "uefi" else ()):
+            folder = (target / mount.point.lstrip("/") / _FALLBACK).parent
+            if folder.is_dir():
+                places[folder] = recovery_folder(layout, target) / f"fallback{number}"
+                places[folder].mkdir(exist_ok=True)
+                run(("mount", "--bind", str(places[folder]), str(folder)))
+                mounts.callback(run, ("umount", str(folder)))
+        yield
+    for folder, restored in places.items():
+        for top, _, names in os.walk(restored, topdown=False):
+            to = folder / Path(top).relative_to(restored)
+            to.mkdir(parents=True, exist_ok=True)
+            old = {file.name.lower(): file for file in to.iterdir()}
+            for name in names:
+                old.get(name.lower(), to / name).unlink(missing_ok=True)       # FAT would keep its old name
+                shutil.copyfile(Path(top) / name, to / name)
+            for copied, original in (*((to / name, Path(top) / name) for name in names), (to, Path(top))):
+                status = original.stat()
+                os.utime(copied, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def remove_minimal(set: AsrSet, layout: Layout, target: Path, in_backup: InBackup) -> Iterator[Event]:

@@ -15,6 +15,7 @@ from .bootloader import (
     esp_mounts,
     install_system,
     left_by_minimal,
+    own_fallback,
     recovery_folder,
     remove_minimal,
 )
@@ -144,17 +145,18 @@ def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secret
           ) -> Generator[Event, None, None]:
     journal = recovery_folder(layout, target) / "journal"      # goes with the minimal OS
     set_read_only(layout, target, False)                       # an earlier run may have come that far
-    yield from run_commands(set.commands, "before", target)
-    if set.provider:
-        yield from restore_files(_program(set), set, backup.path, target, secrets)
-    else:
-        yield from restore_backup(Path(backup.path), target, journal=journal)
-    shutil.rmtree(target / SAVED_HEADERS, ignore_errors=True)  # they are on their disks
-    yield from make_swap_files(layout, target)
-    yield from enroll_keys(layout, target, secrets)
-    # What they change, the initramfs and read-only subvolumes are to have.
-    yield from run_commands(set.commands, "after", target)
-    yield from install_system(set, layout, target)
+    with own_fallback(set, layout, target):
+        yield from run_commands(set.commands, "before", target)
+        if set.provider:
+            yield from restore_files(_program(set), set, backup.path, target, secrets)
+        else:
+            yield from restore_backup(Path(backup.path), target, journal=journal)
+        shutil.rmtree(target / SAVED_HEADERS, ignore_errors=True)  # they are on their disks
+        yield from make_swap_files(layout, target)
+        yield from enroll_keys(layout, target, secrets)
+        # What they change, the initramfs and read-only subvolumes are to have.
+        yield from run_commands(set.commands, "after", target)
+        yield from install_system(set, layout, target)
     set_read_only(layout, target, True)
     in_backup = left_by_minimal(layout, target) if set.provider else _in_backup(Path(backup.path), layout)
     yield from remove_minimal(set, layout, target, in_backup)

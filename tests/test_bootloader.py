@@ -344,6 +344,35 @@ def test_where_no_entry_starts_the_machine_it_gets_a_fallback(target, ran, state
         "BOOTX64.EFI": "debian's shimx64.efi", "grubx64.efi": "debian's grubx64.efi"}
 
 
+def test_the_fallback_stays_the_minimal_oss_own_until_all_else_is_there(target, ran, monkeypatch):
+    list(bootloader.install_minimal(UEFI, SERVER, target))
+    folder, place = target / "boot/efi/EFI/BOOT", target / "boot/asr-recovery/fallback0"
+    own = (folder / "BOOTX64.EFI").read_text()
+
+    def restore(text, end=None):
+        assert ("mount", "--bind", str(place), str(folder)) in ran
+        (place / "fonts").mkdir(exist_ok=True)
+        for name in ("bootx64.efi", "fonts/one"):
+            (place / name).write_text(text)
+            os.utime(place / name, ns=(3, 3))
+        for name in ("fonts", "."):
+            os.utime(place / name, ns=(5, 5))
+        if end:
+            raise end
+
+    class PowerCut(Exception):
+        pass
+
+    with pytest.raises(PowerCut), bootloader.own_fallback(UEFI, SERVER, target):
+        restore("half", PowerCut)
+    assert (folder / "BOOTX64.EFI").read_text() == own
+    with bootloader.own_fallback(UEFI, SERVER, target):
+        restore("the system's")
+    assert below(folder) == ["bootx64.efi", "fonts/one", "grubx64.efi", "mmx64.efi"]
+    assert (folder / "bootx64.efi").read_text() == "the system's"
+    assert [(folder / name).stat().st_mtime_ns for name in (".", "fonts", "fonts/one")] == [5, 5, 3]
+
+
 @pytest.mark.parametrize("restored", ["", "EFI/debian/readme.txt"])
 def test_a_machine_without_a_loader_of_its_own_keeps_the_minimal_os(restored, target, ran, state):
     list(bootloader.install_minimal(UEFI, SERVER, target))
