@@ -601,12 +601,12 @@ def check_whole(path: Path) -> None:
     """
     with Volumes(path) as volumes:
         if volumes.missing:
-            raise DamagedBackup(f"Of the backup {path.name}, {', '.join(volumes.missing)} is missing.", hint=_COPY)
+            raise DamagedBackup(f"Of the backup {path.name}, {', '.join(volumes.missing)} is missing.", hint=COPY)
         if not at_end(volumes) or not Index(volumes).whole:
-            raise DamagedBackup(f"The end of the backup {path.name} is missing, or its last volumes are.", hint=_COPY)
+            raise DamagedBackup(f"The end of the backup {path.name} is missing, or its last volumes are.", hint=COPY)
 
 
-_COPY = "Was it copied completely? Connect the disk that has all of it. What is left can be restored all the same."
+COPY = "Was it copied completely? Connect the disk that has all of it. What is left can be restored all the same."
 
 
 def _whole_index(volumes: Volumes) -> Index:

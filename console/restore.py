@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from textual import events, work
 from textual.widget import Widget
 
-from bootenv.errors import AsrError
+from bootenv.errors import AsrError, DamagedBackup
 from bootenv.events import Event
 from bootenv.layout import human
 
@@ -282,7 +282,8 @@ class WizardWelcome(WizardPage[str]):
     def say_what_next(self) -> None:
         lines = self.query_one("#next", Lines)
         if self.failed:
-            lines.show(*wrapped(self.failed.message), "", *wrapped(self.failed.hint), "",
+            left = isinstance(self.failed, DamagedBackup) * ["   •  To restore what is left of it, press N.", ""]
+            lines.show(*wrapped(self.failed.message), "", *wrapped(self.failed.hint), "", *left,
                        f"The wizard looks again every {_CHECK_EVERY} seconds and goes on once all is well.")
         elif self.counting:
             lines.show(f"After {_WELCOME} seconds the wizard goes on by itself. Seconds left: {self.seconds}", "",

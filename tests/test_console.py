@@ -28,7 +28,7 @@ import bootenv.run
 from bootenv import errors, keymap
 from bootenv import network as bootenv_network
 from bootenv.asr_disk import AsrDisk, Drive
-from bootenv.backup import Entry, Selection
+from bootenv.backup import COPY, Entry, Selection
 from bootenv.check import LOSS, Finding
 from bootenv.destinations import Destination, Place
 from bootenv.drivers import Loaded
@@ -331,6 +331,9 @@ DISK_ERRORS = {
         "agree"),
     "error-damaged-backup": (errors.DamagedBackup(
         "Nothing in the backup can be read.", hint="Use another backup of this computer."), "browse"),
+    "error-incomplete-backup": (errors.DamagedBackup(
+        "The end of the backup mail-20260314-1509.tar.zst is missing, or its last volumes are.", hint=COPY),
+        "agree"),
     "error-command-failed": (errors.CommandFailed(
         "sfdisk failed: cannot open /dev/vda: Input/output error", untouched="The disks were already changed."),),
 }
@@ -373,6 +376,8 @@ PAGES = {
     "11-wizard": (lambda: restore.WizardWelcome(SET), "Seconds left", os_restore()),
     "11-wizard-not-ready": (lambda: restore.WizardWelcome(SET), "looks again", os_restore(
         checks=lambda set: iter([Check("Backup of this set", DISK_ERRORS["error-backup-not-found"][0])]))),
+    "11-wizard-incomplete": (lambda: restore.WizardWelcome(SET), "looks again", os_restore(
+        checks=lambda set: iter([Check("Backup of this set", DISK_ERRORS["error-incomplete-backup"][0])]))),
     "11-passphrase": (lambda: screens.Passphrase("sda3_crypt  512000 MB", opens=lambda _: True,
                                                  first=restore._UNLOCK), "goes on", None),
     "11-server": (lambda: network.NetworkPassword(NAS, restore._SERVER), "goes on", None),
