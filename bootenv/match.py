@@ -141,10 +141,13 @@ def describe_content(disk: Disk, present: Layout) -> str:
 
 
 def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: Layout, free: list[Disk]) -> Choice:
-    # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
-    saved = not _same_hardware(disk, chosen) and any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
-    if _same_content(disk, chosen, recorded, present) and not saved:
-        return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
+    if _same_content(disk, chosen, recorded, present):
+        # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
+        ready = any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
+        if _other_hardware(disk, chosen):              # as has a computer that was installed from the same image
+            reason = "carries its partitions, but has another serial number"
+        elif _same_hardware(disk, chosen) or not ready:
+            return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
     return Choice(disk, chosen, reason, describe_content(chosen, present), not is_blank(chosen, present))
 
 
@@ -156,6 +159,13 @@ def _same_hardware(recorded: Disk, present: Disk) -> bool:
     if recorded.wwn and present.wwn:
         return recorded.wwn == present.wwn
     return bool(recorded.serial) and (recorded.serial, recorded.model) == (present.serial, present.model)
+
+
+def _other_hardware(recorded: Disk, present: Disk) -> bool:
+    """Known to be another disk. Virtual disks often have nothing to know them by."""
+    if recorded.wwn and present.wwn:
+        return recorded.wwn != present.wwn
+    return bool(recorded.serial and present.serial) and recorded.serial != present.serial
 
 
 def _same_table(recorded: Disk, present: Disk) -> bool:

@@ -122,7 +122,22 @@ def test_a_saved_copy_beside_a_blank_disk_needs_consent():
     blank = disk("sdc")
     now = replace(own, disks=(clone, blank))
     assert match(own, now).choices[0].consent
-    assert not match(own, replace(own, disks=(clone,))).choices[0].consent
+
+
+@pytest.mark.parametrize(("known_by", "consent"), [
+    ({"serial": "A"}, False), ({"serial": "B"}, True), ({"serial": ""}, False),
+    ({"serial": "bridge", "wwn": "W"}, False), ({"serial": "A", "wwn": "V"}, True)])
+def test_the_own_table_on_a_disk_with_another_serial_number_needs_consent(known_by, consent):
+    own = recorded(disk("sda", serial="A", wwn="W"))
+    choice = match(own, replace(own, disks=(replace(own.disks[0], **{"wwn": "", **known_by}),))).choices[0]
+    assert choice.consent is consent
+    assert ("but has another serial number" in choice.reason) is consent
+    assert (choice.content == "this computer's own partitions") is not consent
+
+
+def test_virtual_disks_without_serial_numbers_are_known_by_their_tables():
+    own = recorded(disk("vda"))
+    assert not match(own, replace(own, disks=(replace(own.disks[0], serial="NEW"),))).choices[0].consent
 
 
 def test_borders_must_fall_on_the_sectors_of_the_disk():
