@@ -129,7 +129,6 @@ def describe_content(disk: Disk, present: Layout) -> str:
     if is_blank(disk, present):
         return "blank"
     partitions = present.partitions_of(disk.id)
-    count = f"{len(partitions)} partition{'s' * (len(partitions) != 1)}" if disk.label else "no partitions"
     # Also what lies on several disks, of which this is one.
     inside = [f"{f.label} [{f.type}]" if f.label else f.type for f in present.filesystems
               if any(disk.id in present.under(device) for device in present.devices_of(f))]
@@ -137,6 +136,9 @@ def describe_content(disk: Disk, present: Layout) -> str:
     inside += [f"volume group {present.group(id).name}" for id in sorted(groups)]
     inside += [f"array {a.name or a.path}" for a in present.arrays if disk.id in present.under(a.id)]
     inside += [f"encrypted volume {c.name}".strip() for c in present.containers if disk.id in present.under(c.id)]
+    if not disk.label:
+        return ", ".join(inside) or "no partitions"
+    count = f"{len(partitions)} partition{'s' * (len(partitions) != 1)}"
     return count + (f": {', '.join(inside)}" if inside else "")
 
 

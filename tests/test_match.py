@@ -7,6 +7,7 @@ import pytest
 from bootenv.errors import DiskTooSmall, TooFewDisks
 from bootenv.layout import Disk, Filesystem, Layout, Partition
 from bootenv.match import located, match
+from bootenv.probe import parse_content
 
 GB = 10**9
 
@@ -69,6 +70,14 @@ def test_what_is_not_this_computers_needs_consent_and_is_named():
     choice = match(recorded(disk("sdz")), now).choices[0]
     assert choice.consent
     assert choice.content == "1 partition: DATA [ntfs]"
+
+
+def test_a_table_that_only_blkid_knows_is_not_blank():
+    mac = disk("sda")
+    content = parse_content("ID_PART_TABLE_TYPE=mac\n", mac.id, set())
+    choice = match(recorded(disk("sdz")), replace(present(mac), filesystems=(content,))).choices[0]
+    assert choice.consent
+    assert choice.content == "mac partition table"
 
 
 def test_the_computers_own_layout_needs_no_consent():
