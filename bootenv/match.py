@@ -1,7 +1,7 @@
 """Recorded disks <-> disks present: by serial number, WWN and identifiers, never by name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import DiskTooSmall, TooFewDisks
@@ -30,11 +30,13 @@ class Match:
     layout: Layout
 
 
-def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None = None) -> Match:
+def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None = None, begun: Collection[str] = ()
+          ) -> Match:
     """The present disk for each recorded one; `excluded` are device nodes that must not be targets.
 
     The same hardware first, then a disk that already carries the recorded table, then a blank one of the same
-    size, a blank larger one, and last one that holds something else. Raises TooFewDisks and DiskTooSmall.
+    size, a blank larger one, and last one that holds something else. `begun`: device nodes of disks that an earlier
+    attempt has cleared already. Raises TooFewDisks and DiskTooSmall.
     """
     free = [d for d in present.disks if d.path not in (excluded or {})]
     taken: dict[str, tuple[Disk, str]] = {}
@@ -53,7 +55,9 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
             best = min(fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
             taken[disk.id] = best, "same size" if best.size == disk.size else "large enough"
             free.remove(best)
-    choices = tuple(_choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
+    choices = tuple(
+        Choice(d, *taken[d.id], "what an earlier attempt left", consent=False) if taken[d.id][0].path in begun
+        else _choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
     return Match(choices, on_these_disks(recorded, choices, present))
 
 
