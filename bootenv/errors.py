@@ -194,6 +194,16 @@ class WrongPassphrase(AsrError):
     remedy = "Type it again; F7 shows what you type."
 
 
+class DuplicateIds(AsrError):
+    number = 25
+    title = "A disk that stays holds what is to be made anew."
+    cause = ("Two volume groups with one name, or two arrays or file systems with one UUID, cannot be told apart: LVM "
+             "refuses them, and the recovered system might start from the wrong ones. Such a disk is a copy of this "
+             "computer's, or that of a computer that was installed alike.")
+    remedy = ("Disconnect the disk that the message names, then press ENTER. Leave it out of the recovered computer "
+              "until what it holds has another name (vgrename) or UUID (tune2fs -U and the like).")
+
+
 # The backup
 
 class BackupNotFound(AsrError):

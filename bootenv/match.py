@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .errors import DiskTooSmall, TooFewDisks
+from .errors import DiskTooSmall, DuplicateIds, TooFewDisks
 from .layout import Disk, Filesystem, Layout, LuksContainer, MdArray, PhysicalVolume, human
 
 # GPT keeps a copy of itself in the last 33 sectors: 32 of entries, 1 of header (UEFI 2.10, 5.3).
@@ -34,9 +34,9 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
           ) -> Match:
     """The present disk for each recorded one; `excluded` are device nodes that must not be targets.
 
-    The same hardware first, then a disk that already carries the recorded table, then a blank one of the same
+    The same hardware first, then a disk that already carries what was recorded, then a blank one of the same
     size, a blank larger one, and last one that holds something else. `begun`: device nodes of disks that an earlier
-    attempt has cleared already. Raises TooFewDisks and DiskTooSmall.
+    attempt has cleared already. Raises TooFewDisks, DiskTooSmall and DuplicateIds.
     """
     free = [d for d in present.disks if d.path not in (excluded or {})]
     taken: dict[str, tuple[Disk, str]] = {}
@@ -52,9 +52,17 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
             fit = [d for d in free if _fits(disk, d, recorded) and _kind(d) == _kind(disk)]
             if not fit:
                 raise _no_disk(disk, recorded, free, present, excluded or {})
-            best = min(fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
-            taken[disk.id] = best, "same size" if best.size == disk.size else "large enough"
+            own = [d for d in fit if _same_content(disk, d, recorded, present)]
+            best = min(own or fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
+            taken[disk.id] = best, "carries its content" if own else \
+                "same size" if best.size == disk.size else "large enough"
             free.remove(best)
+    targets = [disk for disk, _ in taken.values()]
+    for disk in present.disks:
+        if disk not in targets and (twice := _twice(disk, recorded, present)):
+            words = ", ".join(filter(None, (human(disk.size), disk.model, disk.serial)))
+            raise DuplicateIds(f"{disk.path} ({words}) is not used, but {twice} that Setup makes anew.",
+                               hint="Disconnect that disk and press ENTER.")
     choices = tuple(
         Choice(d, *taken[d.id], "what an earlier attempt left", consent=False) if taken[d.id][0].path in begun
         else _choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
@@ -108,6 +116,26 @@ def _same_content(recorded: Disk, chosen: Disk, own: Layout, present: Layout) ->
     return bool(mine and there and key(mine) and key(mine) == key(there))
 
 
+def _twice(disk: Disk, recorded: Layout, present: Layout) -> str:
+    """What a disk that stays holds, alone or with others, as recovery will; "" for nothing."""
+    names = {group.name for group in recorded.groups}
+    made: tuple[Filesystem | LuksContainer | PhysicalVolume | MdArray, ...] = (
+        *recorded.filesystems, *recorded.containers, *recorded.physical_volumes, *recorded.arrays)
+    ids = {key(record) for record in made} - {""}
+    for device in present.devices:
+        content = present.content(device.id)
+        if not content or disk.id not in present.under(device.id):
+            continue
+        if isinstance(content, PhysicalVolume) and content.group:
+            name = present.group(content.group).name
+            if name in names:
+                return f"its volume group {name} has the name of one"
+        if key(content) in ids:
+            return f"{present.path(device.id)} has the same UUID as a volume"
+    same = any(_shape(recorded, own) and _same_content(own, disk, recorded, present) for own in recorded.disks)
+    return "it has the same partition table as a disk" if same else ""
+
+
 def needed(disk: Disk, layout: Layout) -> int:
     """The bytes that the disk's partitions (or its file system, where it has no table) need."""
     partitions = layout.partitions_of(disk.id)
@@ -151,7 +179,7 @@ def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: La
         # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
         ready = any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
         if _other_hardware(disk, chosen):              # as has a computer that was installed from the same image
-            reason = "carries its partitions, but has another serial number"
+            reason += ", but has another serial number"
         elif _same_hardware(disk, chosen) or not ready:
             return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
     return Choice(disk, chosen, reason, describe_content(chosen, present), not is_blank(chosen, present))

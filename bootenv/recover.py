@@ -95,7 +95,7 @@ def copies_at(place: str) -> tuple[AsrDisk, ...]:
 
 
 def match_disks(disk: AsrDisk) -> Match:
-    """The disks that take the recorded ones' places. Raises DiskTooSmall and TooFewDisks."""
+    """The disks that take the recorded ones' places. Raises what match() does."""
     present = probe()
     present = replace(present, filesystems=(*present.filesystems, *_unknown(present)))
     try:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bootenv.errors import DiskTooSmall, TooFewDisks
-from bootenv.layout import Disk, Filesystem, Layout, Partition
+from bootenv.errors import DiskTooSmall, DuplicateIds, TooFewDisks
+from bootenv.layout import Disk, Filesystem, Layout, MdArray, Partition, PhysicalVolume, VolumeGroup
 from bootenv.match import located, match
 from bootenv.probe import parse_content
 
@@ -147,6 +147,59 @@ def test_the_own_table_on_a_disk_with_another_serial_number_needs_consent(known_
 def test_virtual_disks_without_serial_numbers_are_known_by_their_tables():
     own = recorded(disk("vda"))
     assert not match(own, replace(own, disks=(replace(own.disks[0], serial="NEW"),))).choices[0].consent
+
+
+def test_the_disk_with_the_recorded_serial_number_wins_over_its_copy_which_must_go():
+    own = recorded(disk("sda", serial="A"))
+    copy = replace(own.disks[0], id="copy", serial="B", path="/dev/sdb")
+    parts = tuple(replace(p, id="copy/1", disk="copy") for p in own.partitions)
+    with pytest.raises(DuplicateIds, match=r"/dev/sdb \(9536 MB, B\) is not used, but it has the same partition table"):
+        match(own, Layout((copy, own.disks[0]), (*parts, *own.partitions)))
+
+
+GROUP = VolumeGroup("ubuntu-vg", "ubuntu-vg", "uuid of the group")
+OF_LVM = replace(recorded(disk("sda", serial="A")), groups=(GROUP,), arrays=(
+    MdArray("aaaaaaaa:bbbbbbbb:cccccccc:dddddddd", "/dev/md0", GB, "raid1", "1.2", ("table-sda/1", "")),),
+    physical_volumes=(PhysicalVolume("AbC-dEf", "aaaaaaaa:bbbbbbbb:cccccccc:dddddddd", "ubuntu-vg"),),
+    filesystems=(Filesystem("root", "ubuntu-vg/root", "ext4", "1234-root"),))
+NEW, OTHER = disk("sda", serial="NEW"), disk("sdb", 4 * GB, label="gpt", label_id="other")
+
+
+def beside(*volumes, filesystems=(), groups=(GROUP,)):
+    """A new disk, and one that is too small to be used and has two partitions."""
+    parts = tuple(Partition(f"{OTHER.id}/{n}", OTHER.id, n, n * 2**20, 2**20, "t") for n in (1, 2))
+    return Layout((NEW, OTHER), parts, filesystems, physical_volumes=volumes, groups=groups)
+
+
+@pytest.mark.parametrize(("now", "twice"), [
+    (beside(PhysicalVolume("another", "sdb/2", GROUP.id)), "its volume group ubuntu-vg has the name of one"),
+    # A part of it is lost when the other disk is made anew; what is left keeps the name.
+    (beside(PhysicalVolume("one", "sda", GROUP.id), PhysicalVolume("another", "sdb/2", GROUP.id)),
+     "its volume group ubuntu-vg has the name of one"),
+    (beside(PhysicalVolume("AbC-dEf", "sdb/1", "")), "/dev/sdb1 has the same UUID as a volume"),
+    (beside(filesystems=(Filesystem("x", "sdb/2", "LVM2_member", "AbC-dEf"),)), "/dev/sdb2 has the same UUID"),
+    (beside(filesystems=(Filesystem("x", "sdb/1", "linux_raid_member", "aaaaaaaa-bbbb-bbbb-cccc-ccccdddddddd"),)),
+     "/dev/sdb1 has the same UUID"),
+    (beside(filesystems=(Filesystem("root", "sdb/1", "ext4", "1234-root"),)), "/dev/sdb1 has the same UUID"),
+])
+def test_what_would_be_there_twice_is_said_before_anything_is_written(now, twice):
+    with pytest.raises(DuplicateIds, match=rf"/dev/sdb \(3814 MB\) is not used, but {twice}.* that Setup makes anew"):
+        match(OF_LVM, now)
+
+
+def test_a_disk_with_names_of_its_own_may_stay():
+    other = VolumeGroup("ubuntu-vg#2", "data", "x")
+    now = beside(PhysicalVolume("another", "sdb/2", other.id), groups=(other,),
+                 filesystems=(Filesystem("content of sdb/1", "sdb/1", "ext4"),))
+    assert paths(match(OF_LVM, now)) == ["/dev/sda"]
+
+
+def test_a_disk_without_a_table_is_known_by_what_it_holds():
+    own = Layout((disk("vda"),), filesystems=(Filesystem("f", "vda", "ext4", "1234"),))
+    now = Layout((disk("vdb"), disk("vdc", id="vda")), filesystems=own.filesystems)
+    choice = match(own, now).choices[0]
+    assert (choice.present.path, choice.reason) == ("/dev/vdc", "carries its content")
+    assert choice.consent              # it may be a copy: a blank disk lies beside it
 
 
 def test_borders_must_fall_on_the_sectors_of_the_disk():
