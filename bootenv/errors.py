@@ -160,9 +160,10 @@ class AsrDiskUnformatted(AsrError):
 
 class DiskTooSmall(AsrError):
     number = 20
-    title = "No free disk is large enough."
-    cause = "The partitions that were recorded do not fit on any disk that may be used."
-    remedy = "Connect a disk at least as large as the message says, and press ENTER."
+    title = "What was recorded fits on no free disk."
+    cause = ("Each disk that may be used is smaller than the recorded partitions need, or has larger sectors than they "
+             "and their file systems were made for: 4096 bytes instead of 512.")
+    remedy = "Connect a disk at least as large, or with sectors as small, as the message says, and press ENTER."
 
 
 class TooFewDisks(AsrError):

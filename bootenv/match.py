@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import DiskTooSmall, DuplicateIds, TooFewDisks
+from .filesystems import largest_sector
 from .layout import Disk, Filesystem, Layout, LuksContainer, MdArray, PhysicalVolume, human
 
 # GPT keeps a copy of itself in the last 33 sectors: 32 of entries, 1 of header (UEFI 2.10, 5.3).
@@ -46,10 +47,14 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
             if disk.id not in taken and len(same) == 1 and _fits(disk, same[0], recorded):
                 taken[disk.id] = same[0], reason
                 free.remove(same[0])
-    # The largest need first, each to the smallest disk that is enough: so nobody takes what another must have.
-    for disk in sorted(recorded.disks, key=lambda d: -needed(d, recorded)):
+
+    def fitting(disk: Disk) -> list[Disk]:
+        return [d for d in free if _fits(disk, d, recorded) and _kind(d) == _kind(disk)]
+
+    # The hardest to please first, each gets the smallest disk that is enough: so nobody takes what another must have.
+    for disk in sorted(recorded.disks, key=lambda d: (len(fitting(d)), -needed(d, recorded))):
         if disk.id not in taken:
-            fit = [d for d in free if _fits(disk, d, recorded) and _kind(d) == _kind(disk)]
+            fit = fitting(disk)
             if not fit:
                 raise _no_disk(disk, recorded, free, present, excluded or {})
             own = [d for d in fit if _same_content(disk, d, recorded, present)]
@@ -146,10 +151,21 @@ def needed(disk: Disk, layout: Layout) -> int:
 
 
 def _fits(disk: Disk, present: Disk, layout: Layout) -> bool:
-    """Room for the partitions, in sectors that their borders fall on."""
+    return present.size >= needed(disk, layout) and not _sectors_differ(disk, present, layout)
+
+
+def _sectors_differ(disk: Disk, present: Disk, layout: Layout) -> str:
+    """What the present disk's sectors are too large for; "" for nothing."""
     borders = [disk.first_lba * disk.sector_size if disk.sector_size != present.sector_size else 0]
     borders += [place for p in layout.partitions_of(disk.id) for place in (p.start, p.size)]
-    return present.size >= needed(disk, layout) and not any(place % present.sector_size for place in borders)
+    if any(place % present.sector_size for place in borders):
+        return "the recorded partitions begin or end within one"
+    for filesystem in layout.filesystems:
+        most = largest_sector(filesystem)
+        if most < present.sector_size and disk.id in layout.under(*layout.devices_of(filesystem)):
+            mount = layout.mount_of(filesystem.id)
+            return f"{mount.point if mount else filesystem.label} [{filesystem.type}] needs {most}".lstrip()
+    return ""
 
 
 def is_blank(disk: Disk, present: Layout) -> bool:
@@ -225,6 +241,12 @@ def _no_disk(disk: Disk, recorded: Layout, free: list[Disk], present: Layout, ex
             hint="Connect the missing disk and press ENTER.",
         )
     best = max(usable, key=lambda d: d.size, default=None)
+    if best and best.size >= needed(disk, recorded):
+        return DiskTooSmall(
+            f"Disk {number} does not fit on {best.path}: its sectors have {best.sector_size} bytes, and "
+            f"{_sectors_differ(disk, best, recorded)}.{kept}",
+            hint=f"Connect a disk with sectors of {disk.sector_size} bytes, as the recorded one had, and press ENTER.",
+        )
     return DiskTooSmall(
         f"Disk {number} needs at least {human(needed(disk, recorded))}; "
         f"the largest free disk has {human(best.size if best else 0)}.{kept}",

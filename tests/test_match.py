@@ -1,11 +1,23 @@
 """Which present disk takes a recorded disk's place: by what it is, never by its name."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from bootenv.errors import DiskTooSmall, DuplicateIds, TooFewDisks
-from bootenv.layout import Disk, Filesystem, Layout, MdArray, Partition, PhysicalVolume, VolumeGroup
+from bootenv.layout import (
+    Disk,
+    Filesystem,
+    Layout,
+    LogicalVolume,
+    LuksContainer,
+    MdArray,
+    Mount,
+    Partition,
+    PhysicalVolume,
+    VolumeGroup,
+)
 from bootenv.match import located, match
 from bootenv.probe import parse_content
 
@@ -207,5 +219,40 @@ def test_borders_must_fall_on_the_sectors_of_the_disk():
     shifted = replace(layout, partitions=(replace(layout.partitions[0], start=2**20 + 512),))
     large = present(disk("sdb", sector_size=4096))
     assert match(layout, large).layout.disks[0].sector_size == 4096
-    with pytest.raises(DiskTooSmall):
+    with pytest.raises(DiskTooSmall, match=r"Disk 0 does not fit on /dev/sdb: its sectors have 4096 bytes, and the "
+                                           r"recorded partitions begin or end within one\."):
         match(shifted, large)
+
+
+def encrypted(type, **settings):
+    """Two disks, of which the second has a file system within a volume group within a container."""
+    layout = recorded(disk("sda"), disk("sdb"))
+    return replace(
+        layout, containers=(LuksContainer("c", "table-sdb/1", "crypt", GB),), groups=(VolumeGroup("vg", "vg"),),
+        physical_volumes=(PhysicalVolume("pv", "c", "vg"),),
+        logical_volumes=(LogicalVolume("vg/srv", "vg", "srv", GB),),
+        filesystems=(Filesystem("f", "vg/srv", type, "u", settings=settings),), mounts=(Mount("f", "/srv"),))
+
+
+LARGE = tuple(disk(name, sector_size=4096) for name in ("sdx", "sdy"))
+
+
+@pytest.mark.parametrize(("layout", "needs"), [
+    (encrypted("xfs", sectsz=512, log_sectsz=512), "[xfs] needs 512"),
+    (encrypted("xfs", sectsz=4096, log_sectsz=512), "[xfs] needs 512"),
+    (encrypted("vfat", sector_size=512), "[vfat] needs 512"),
+    (encrypted("ext4", block_size=1024), "[ext4] needs 1024"),
+])
+def test_a_file_system_is_not_put_on_larger_sectors_than_its_own(layout, needs):
+    said = re.escape(f"Disk 1 does not fit on /dev/sdx: its sectors have 4096 bytes, and /srv {needs}.")
+    with pytest.raises(DiskTooSmall, match=said):
+        match(layout, present(*LARGE))
+    # The other disk, which nothing keeps from it, gets the one with larger sectors.
+    assert paths(match(layout, present(disk("sdw"), LARGE[1]))) == ["/dev/sdy", "/dev/sdw"]
+
+
+@pytest.mark.parametrize("layout", [
+    encrypted("xfs", sectsz=4096, log_sectsz=4096), encrypted("vfat", sector_size=4096),
+    encrypted("ext4", block_size=4096), encrypted("btrfs", sector_size=4096), encrypted("swap")])
+def test_a_file_system_that_knows_large_sectors_is_put_on_them(layout):
+    assert paths(match(layout, present(*LARGE))) == ["/dev/sdx", "/dev/sdy"]
