@@ -164,9 +164,10 @@ class AsrDiskUnformatted(AsrError):
 
 class DiskTooSmall(AsrError):
     number = 20
-    title = "No free disk is large enough."
-    cause = "The partitions that were recorded do not fit on any disk that may be used."
-    remedy = "Connect a disk at least as large as the message says, and press ENTER."
+    title = "What was recorded fits on no free disk."
+    cause = ("Each disk that may be used is smaller than the recorded partitions need, or has larger sectors than they "
+             "and their file systems were made for: 4096 bytes instead of 512.")
+    remedy = "Connect a disk at least as large, or with sectors as small, as the message says, and press ENTER."
 
 
 class TooFewDisks(AsrError):
@@ -200,6 +201,16 @@ class WrongPassphrase(AsrError):
     def __init__(self, message: str, *, container: str = "", hint: str = "", untouched: str | None = None):
         super().__init__(message, hint=hint, untouched=untouched)
         self.container = container     # the id of the one that stays closed
+
+
+class DuplicateIds(AsrError):
+    number = 25
+    title = "A disk that stays holds what is to be made anew."
+    cause = ("Two volume groups with one name, or two arrays or file systems with one UUID, cannot be told apart: LVM "
+             "refuses them, and the recovered system might start from the wrong ones. Such a disk is a copy of this "
+             "computer's, or that of a computer that was installed alike.")
+    remedy = ("Disconnect the disk that the message names, then press ENTER. Leave it out of the recovered computer "
+              "until what it holds has another name (vgrename) or UUID (tune2fs -U and the like).")
 
 
 # The backup

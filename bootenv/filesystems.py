@@ -8,6 +8,7 @@ dump.exfat(8), ntfsinfo(8) -m.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,16 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[str], Settings]]] = {
     "exfat": (("dump.exfat",), parse_exfat),
     "ntfs": (("ntfsinfo", "--mft", "--force"), parse_ntfs),
 }
+
+# Settings, in bytes, that the device's sectors must not exceed: mkfs would refuse, or make another geometry.
+_SECTORS = {**dict.fromkeys(EXT, ("block_size",)), "xfs": ("sectsz", "log_sectsz"), "vfat": ("sector_size",)}
+
+
+def largest_sector(filesystem: Filesystem) -> int:
+    """The largest logical sectors, in bytes, of a device that the same file system can be made on."""
+    sizes = [filesystem.settings.get(key) for key in _SECTORS.get(filesystem.type, ())]
+    return min((size for size in sizes if isinstance(size, int)), default=sys.maxsize)
+
 
 # What makes each kind, and the settings that it can't do without.
 MAKERS: dict[str, tuple[Callable[[Filesystem, Layout, str], Argvs], set[str]]] = {

@@ -1,10 +1,11 @@
 """Recorded disks <-> disks present: by serial number, WWN and identifiers, never by name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .errors import DiskTooSmall, TooFewDisks
+from .errors import DiskTooSmall, DuplicateIds, TooFewDisks
+from .filesystems import largest_sector
 from .layout import Disk, Filesystem, Layout, LuksContainer, MdArray, PhysicalVolume, human
 
 # GPT keeps a copy of itself in the last 33 sectors: 32 of entries, 1 of header (UEFI 2.10, 5.3).
@@ -30,11 +31,13 @@ class Match:
     layout: Layout
 
 
-def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None = None) -> Match:
+def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None = None, begun: Collection[str] = ()
+          ) -> Match:
     """The present disk for each recorded one; `excluded` are device nodes that must not be targets.
 
-    The same hardware first, then a disk that already carries the recorded table, then a blank one of the same
-    size, a blank larger one, and last one that holds something else. Raises TooFewDisks and DiskTooSmall.
+    The same hardware first, then a disk that already carries what was recorded, then a blank one of the same
+    size, a blank larger one, and last one that holds something else. `begun`: device nodes of disks that an earlier
+    attempt has cleared already. Raises TooFewDisks, DiskTooSmall and DuplicateIds.
     """
     free = [d for d in present.disks if d.path not in (excluded or {})]
     taken: dict[str, tuple[Disk, str]] = {}
@@ -44,16 +47,30 @@ def match(recorded: Layout, present: Layout, excluded: Mapping[str, str] | None 
             if disk.id not in taken and len(same) == 1 and _fits(disk, same[0], recorded):
                 taken[disk.id] = same[0], reason
                 free.remove(same[0])
-    # The largest need first, each to the smallest disk that is enough: so nobody takes what another must have.
-    for disk in sorted(recorded.disks, key=lambda d: -needed(d, recorded)):
+
+    def fitting(disk: Disk) -> list[Disk]:
+        return [d for d in free if _fits(disk, d, recorded) and _kind(d) == _kind(disk)]
+
+    # The hardest to please first, each gets the smallest disk that is enough: so nobody takes what another must have.
+    for disk in sorted(recorded.disks, key=lambda d: (len(fitting(d)), -needed(d, recorded))):
         if disk.id not in taken:
-            fit = [d for d in free if _fits(disk, d, recorded) and _kind(d) == _kind(disk)]
+            fit = fitting(disk)
             if not fit:
                 raise _no_disk(disk, recorded, free, present, excluded or {})
-            best = min(fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
-            taken[disk.id] = best, "same size" if best.size == disk.size else "large enough"
+            own = [d for d in fit if _same_content(disk, d, recorded, present)]
+            best = min(own or fit, key=lambda d: (not is_blank(d, present), d.size != disk.size, d.size, d.path))
+            taken[disk.id] = best, "carries its content" if own else \
+                "same size" if best.size == disk.size else "large enough"
             free.remove(best)
-    choices = tuple(_choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
+    targets = [disk for disk, _ in taken.values()]
+    for disk in present.disks:
+        if disk not in targets and (twice := _twice(disk, recorded, present)):
+            words = ", ".join(filter(None, (human(disk.size), disk.model, disk.serial)))
+            raise DuplicateIds(f"{disk.path} ({words}) is not used, but {twice} that Setup makes anew.",
+                               hint="Disconnect that disk and press ENTER.")
+    choices = tuple(
+        Choice(d, *taken[d.id], "what an earlier attempt left", consent=False) if taken[d.id][0].path in begun
+        else _choice(d, *taken[d.id], recorded, present, free) for d in recorded.disks)
     return Match(choices, on_these_disks(recorded, choices, present))
 
 
@@ -104,6 +121,26 @@ def _same_content(recorded: Disk, chosen: Disk, own: Layout, present: Layout) ->
     return bool(mine and there and key(mine) and key(mine) == key(there))
 
 
+def _twice(disk: Disk, recorded: Layout, present: Layout) -> str:
+    """What a disk that stays holds, alone or with others, as recovery will; "" for nothing."""
+    names = {group.name for group in recorded.groups}
+    made: tuple[Filesystem | LuksContainer | PhysicalVolume | MdArray, ...] = (
+        *recorded.filesystems, *recorded.containers, *recorded.physical_volumes, *recorded.arrays)
+    ids = {key(record) for record in made} - {""}
+    for device in present.devices:
+        content = present.content(device.id)
+        if not content or disk.id not in present.under(device.id):
+            continue
+        if isinstance(content, PhysicalVolume) and content.group:
+            name = present.group(content.group).name
+            if name in names:
+                return f"its volume group {name} has the name of one"
+        if key(content) in ids:
+            return f"{present.path(device.id)} has the same UUID as a volume"
+    same = any(_shape(recorded, own) and _same_content(own, disk, recorded, present) for own in recorded.disks)
+    return "it has the same partition table as a disk" if same else ""
+
+
 def needed(disk: Disk, layout: Layout) -> int:
     """The bytes that the disk's partitions (or its file system, where it has no table) need."""
     partitions = layout.partitions_of(disk.id)
@@ -114,10 +151,21 @@ def needed(disk: Disk, layout: Layout) -> int:
 
 
 def _fits(disk: Disk, present: Disk, layout: Layout) -> bool:
-    """Room for the partitions, in sectors that their borders fall on."""
+    return present.size >= needed(disk, layout) and not _sectors_differ(disk, present, layout)
+
+
+def _sectors_differ(disk: Disk, present: Disk, layout: Layout) -> str:
+    """What the present disk's sectors are too large for; "" for nothing."""
     borders = [disk.first_lba * disk.sector_size if disk.sector_size != present.sector_size else 0]
     borders += [place for p in layout.partitions_of(disk.id) for place in (p.start, p.size)]
-    return present.size >= needed(disk, layout) and not any(place % present.sector_size for place in borders)
+    if any(place % present.sector_size for place in borders):
+        return "the recorded partitions begin or end within one"
+    for filesystem in layout.filesystems:
+        most = largest_sector(filesystem)
+        if most < present.sector_size and disk.id in layout.under(*layout.devices_of(filesystem)):
+            mount = layout.mount_of(filesystem.id)
+            return f"{mount.point if mount else filesystem.label} [{filesystem.type}] needs {most}".lstrip()
+    return ""
 
 
 def is_blank(disk: Disk, present: Layout) -> bool:
@@ -129,7 +177,6 @@ def describe_content(disk: Disk, present: Layout) -> str:
     if is_blank(disk, present):
         return "blank"
     partitions = present.partitions_of(disk.id)
-    count = f"{len(partitions)} partition{'s' * (len(partitions) != 1)}" if disk.label else "no partitions"
     # Also what lies on several disks, of which this is one.
     inside = [f"{f.label} [{f.type}]" if f.label else f.type for f in present.filesystems
               if any(disk.id in present.under(device) for device in present.devices_of(f))]
@@ -137,14 +184,20 @@ def describe_content(disk: Disk, present: Layout) -> str:
     inside += [f"volume group {present.group(id).name}" for id in sorted(groups)]
     inside += [f"array {a.name or a.path}" for a in present.arrays if disk.id in present.under(a.id)]
     inside += [f"encrypted volume {c.name}".strip() for c in present.containers if disk.id in present.under(c.id)]
+    if not disk.label:
+        return ", ".join(inside) or "no partitions"
+    count = f"{len(partitions)} partition{'s' * (len(partitions) != 1)}"
     return count + (f": {', '.join(inside)}" if inside else "")
 
 
 def _choice(disk: Disk, chosen: Disk, reason: str, recorded: Layout, present: Layout, free: list[Disk]) -> Choice:
-    # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
-    saved = not _same_hardware(disk, chosen) and any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
-    if _same_content(disk, chosen, recorded, present) and not saved:
-        return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
+    if _same_content(disk, chosen, recorded, present):
+        # A copy that somebody saved from a dying disk carries the table too: then a blank disk lies ready beside it.
+        ready = any(is_blank(d, present) and _fits(disk, d, recorded) for d in free)
+        if _other_hardware(disk, chosen):              # as has a computer that was installed from the same image
+            reason += ", but has another serial number"
+        elif _same_hardware(disk, chosen) or not ready:
+            return Choice(disk, chosen, reason, "this computer's own partitions", consent=False)
     return Choice(disk, chosen, reason, describe_content(chosen, present), not is_blank(chosen, present))
 
 
@@ -156,6 +209,13 @@ def _same_hardware(recorded: Disk, present: Disk) -> bool:
     if recorded.wwn and present.wwn:
         return recorded.wwn == present.wwn
     return bool(recorded.serial) and (recorded.serial, recorded.model) == (present.serial, present.model)
+
+
+def _other_hardware(recorded: Disk, present: Disk) -> bool:
+    """Known to be another disk. Virtual disks often have nothing to know them by."""
+    if recorded.wwn and present.wwn:
+        return recorded.wwn != present.wwn
+    return bool(recorded.serial and present.serial) and recorded.serial != present.serial
 
 
 def _same_table(recorded: Disk, present: Disk) -> bool:
@@ -181,6 +241,12 @@ def _no_disk(disk: Disk, recorded: Layout, free: list[Disk], present: Layout, ex
             hint="Connect the missing disk and press ENTER.",
         )
     best = max(usable, key=lambda d: d.size, default=None)
+    if best and best.size >= needed(disk, recorded):
+        return DiskTooSmall(
+            f"Disk {number} does not fit on {best.path}: its sectors have {best.sector_size} bytes, and "
+            f"{_sectors_differ(disk, best, recorded)}.{kept}",
+            hint=f"Connect a disk with sectors of {disk.sector_size} bytes, as the recorded one had, and press ENTER.",
+        )
     return DiskTooSmall(
         f"Disk {number} needs at least {human(needed(disk, recorded))}; "
         f"the largest free disk has {human(best.size if best else 0)}.{kept}",

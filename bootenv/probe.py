@@ -327,11 +327,14 @@ def _unique(id: str, seen: set[str]) -> str:
 def parse_content(text: str, device: str, seen: set[str]) -> Filesystem | None:
     """The file system, swap area or container that blkid -o udev found on a device; None for nothing.
 
-    Two signatures at once are content of the kind "ambivalent": somebody's, whatever it is.
+    Two signatures at once are content of the kind "ambivalent", and a table that sfdisk can't read is "mac partition
+    table" or the like: somebody's, whatever it is.
     """
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     if "ID_FS_AMBIVALENT" in found:
         found["ID_FS_TYPE"] = "ambivalent"
+    if "ID_PART_TABLE_TYPE" in found:
+        found.setdefault("ID_FS_TYPE", f"{found['ID_PART_TABLE_TYPE']} partition table")
     if "ID_FS_TYPE" not in found:
         return None
     uuid = found.get("ID_FS_UUID", "")

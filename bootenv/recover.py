@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .asr_disk import SIF, AsrDisk, write_log
@@ -28,8 +28,8 @@ from .errors import (
 )
 from .events import Difference, Event
 from .execute import execute
-from .layout import Layout, LuksContainer
-from .match import Match, match
+from .layout import Disk, Filesystem, Layout, LuksContainer
+from .match import Match, is_blank, match
 from .network import NetworkPlace
 from .plan import HEADERS, plan
 from .prepare import HEADERS as SAVED_HEADERS
@@ -44,7 +44,8 @@ __all__ = ["Check", "Lock", "checks", "copies_at", "find_copies", "find_sets", "
            "opens", "recover", "release", "renew", "restart", "server_to_ask"]
 
 COPIED = Path("/run/medium-device")    # the initramfs: the device whose content is in memory now (asr.toram)
-
+BEGUN = STATE / "begun"                # the numbers of the disks that this system has begun to change
+_HEAD = 2**20                          # bytes of a disk that are zeros if it is blank
 
 _LATER = "It is not looked for now: the second stage does that."
 _ASKS = "The server answers. The second stage asks for the password of {user}: somebody must be there then."
@@ -95,9 +96,10 @@ def copies_at(place: str) -> tuple[AsrDisk, ...]:
 
 
 def match_disks(disk: AsrDisk) -> Match:
-    """The disks that take the recorded ones' places. Raises DiskTooSmall and TooFewDisks."""
+    """The disks that take the recorded ones' places. Raises what match() does."""
     unmount_left()
     present = probe()
+    present = replace(present, filesystems=(*present.filesystems, *_unknown(present)))
     try:
         # Of a backup on the network somebody may have brought a copy.
         found = on_volumes(disk.set) if disk.set.backup.network else find_backup(disk.set)
@@ -105,7 +107,32 @@ def match_disks(disk: AsrDisk) -> Match:
         found = None
     backup = found.device if found else ""
     forget()
-    return match(disk.set.layout, present, excluded(disk, present, backup))
+    begun = BEGUN.read_text().split() if BEGUN.exists() else ()
+    return match(disk.set.layout, present, excluded(disk, present, backup),
+                 [found.path for found in present.disks if _number(found) in begun])
+
+
+def _unknown(present: Layout) -> Iterator[Filesystem]:
+    """What has no signature, such as plain dm-crypt and VeraCrypt, and what cannot be read."""
+    for disk in present.disks:
+        if is_blank(disk, present) and not _begins_with_zeros(disk.path):
+            yield Filesystem(f"content of {disk.id}", disk.id, "unknown content")
+
+
+def _begins_with_zeros(path: str) -> bool:
+    try:
+        with open(path, "rb") as device:
+            return not device.read(_HEAD).strip(b"\0")
+    except OSError:
+        return False
+
+
+def _number(disk: Disk) -> str:
+    """The kernel's for this disk (sysfs diskseq): no other that is connected later gets it, whatever its name."""
+    try:
+        return Path(f"/sys/class/block/{Path(disk.path).name}/diskseq").read_text().strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -203,6 +230,9 @@ def recover(disk: AsrDisk, match: Match, secrets: Mapping[str, bytes] | None = N
         if choice.present not in present.disks:
             raise TooFewDisks(f"The disk that was at {choice.present.path} is not there any more, or was changed.",
                               hint="Press ENTER to look at the disks again.")
+    for choice in match.choices:
+        with BEGUN.open("a") as begun:
+            print(_number(choice.present), file=begun)
     log(f"Recovering {set.host}, set {set.id}, onto " + ", ".join(c.present.path for c in match.choices))
     headers = {c.id for c in layout.containers if (HEADERS / f"{c.id}.img").exists()}
     yield from execute(plan(layout, present, headers, _memory()), [disk.path for disk in layout.disks], secrets)

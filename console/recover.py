@@ -483,7 +483,7 @@ class Disks(Page[None]):
         "For each disk that was recorded, this page says which disk takes its place, how Setup knows it, and what "
         "is on that disk now. All partitions of these disks are made anew.\n\n"
         "A disk that is blank or has this computer's own partitions is used without a question. If a disk holds "
-        "anything else, Setup waits until you agree to lose it.\n\n"
+        "anything else, or has these partitions but another serial number, Setup waits until you agree to lose it.\n\n"
         "Other disks, the recovery medium and the disk that holds the backup are not touched. To stop before "
         "anything is changed, press F3."
     )
@@ -498,8 +498,8 @@ class Disks(Page[None]):
         lines = [line for n, choice in enumerate(self.choices) for line in choice_lines(n, choice)]
         yield Listing(lines, height=min(len(lines) + 2, 11))
         if self.lost:
-            yield text(f"CAUTION: What {' and '.join(self.lost)} now holds is not this computer's own. "
-                       "It will be lost.", "heading")
+            yield text(f"CAUTION: What {' and '.join(self.lost)} now holds will be lost. "
+                       "Setup does not know it as this computer's own.", "heading")
             yield bullets("To agree to the loss and continue, press F8.",
                           "To quit without changing anything, press F3.")
         else:

@@ -1,12 +1,25 @@
 """Which present disk takes a recorded disk's place: by what it is, never by its name."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
-from bootenv.errors import DiskTooSmall, TooFewDisks
-from bootenv.layout import Disk, Filesystem, Layout, Partition
+from bootenv.errors import DiskTooSmall, DuplicateIds, TooFewDisks
+from bootenv.layout import (
+    Disk,
+    Filesystem,
+    Layout,
+    LogicalVolume,
+    LuksContainer,
+    MdArray,
+    Mount,
+    Partition,
+    PhysicalVolume,
+    VolumeGroup,
+)
 from bootenv.match import located, match
+from bootenv.probe import parse_content
 
 GB = 10**9
 
@@ -71,6 +84,14 @@ def test_what_is_not_this_computers_needs_consent_and_is_named():
     assert choice.content == "1 partition: DATA [ntfs]"
 
 
+def test_a_table_that_only_blkid_knows_is_not_blank():
+    mac = disk("sda")
+    content = parse_content("ID_PART_TABLE_TYPE=mac\n", mac.id, set())
+    choice = match(recorded(disk("sdz")), replace(present(mac), filesystems=(content,))).choices[0]
+    assert choice.consent
+    assert choice.content == "mac partition table"
+
+
 def test_the_computers_own_layout_needs_no_consent():
     own = recorded(disk("sda"))
     choice = match(own, own).choices[0]
@@ -122,7 +143,75 @@ def test_a_saved_copy_beside_a_blank_disk_needs_consent():
     blank = disk("sdc")
     now = replace(own, disks=(clone, blank))
     assert match(own, now).choices[0].consent
-    assert not match(own, replace(own, disks=(clone,))).choices[0].consent
+
+
+@pytest.mark.parametrize(("known_by", "consent"), [
+    ({"serial": "A"}, False), ({"serial": "B"}, True), ({"serial": ""}, False),
+    ({"serial": "bridge", "wwn": "W"}, False), ({"serial": "A", "wwn": "V"}, True)])
+def test_the_own_table_on_a_disk_with_another_serial_number_needs_consent(known_by, consent):
+    own = recorded(disk("sda", serial="A", wwn="W"))
+    choice = match(own, replace(own, disks=(replace(own.disks[0], **{"wwn": "", **known_by}),))).choices[0]
+    assert choice.consent is consent
+    assert ("but has another serial number" in choice.reason) is consent
+    assert (choice.content == "this computer's own partitions") is not consent
+
+
+def test_virtual_disks_without_serial_numbers_are_known_by_their_tables():
+    own = recorded(disk("vda"))
+    assert not match(own, replace(own, disks=(replace(own.disks[0], serial="NEW"),))).choices[0].consent
+
+
+def test_the_disk_with_the_recorded_serial_number_wins_over_its_copy_which_must_go():
+    own = recorded(disk("sda", serial="A"))
+    copy = replace(own.disks[0], id="copy", serial="B", path="/dev/sdb")
+    parts = tuple(replace(p, id="copy/1", disk="copy") for p in own.partitions)
+    with pytest.raises(DuplicateIds, match=r"/dev/sdb \(9536 MB, B\) is not used, but it has the same partition table"):
+        match(own, Layout((copy, own.disks[0]), (*parts, *own.partitions)))
+
+
+GROUP = VolumeGroup("ubuntu-vg", "ubuntu-vg", "uuid of the group")
+OF_LVM = replace(recorded(disk("sda", serial="A")), groups=(GROUP,), arrays=(
+    MdArray("aaaaaaaa:bbbbbbbb:cccccccc:dddddddd", "/dev/md0", GB, "raid1", "1.2", ("table-sda/1", "")),),
+    physical_volumes=(PhysicalVolume("AbC-dEf", "aaaaaaaa:bbbbbbbb:cccccccc:dddddddd", "ubuntu-vg"),),
+    filesystems=(Filesystem("root", "ubuntu-vg/root", "ext4", "1234-root"),))
+NEW, OTHER = disk("sda", serial="NEW"), disk("sdb", 4 * GB, label="gpt", label_id="other")
+
+
+def beside(*volumes, filesystems=(), groups=(GROUP,)):
+    """A new disk, and one that is too small to be used and has two partitions."""
+    parts = tuple(Partition(f"{OTHER.id}/{n}", OTHER.id, n, n * 2**20, 2**20, "t") for n in (1, 2))
+    return Layout((NEW, OTHER), parts, filesystems, physical_volumes=volumes, groups=groups)
+
+
+@pytest.mark.parametrize(("now", "twice"), [
+    (beside(PhysicalVolume("another", "sdb/2", GROUP.id)), "its volume group ubuntu-vg has the name of one"),
+    # A part of it is lost when the other disk is made anew; what is left keeps the name.
+    (beside(PhysicalVolume("one", "sda", GROUP.id), PhysicalVolume("another", "sdb/2", GROUP.id)),
+     "its volume group ubuntu-vg has the name of one"),
+    (beside(PhysicalVolume("AbC-dEf", "sdb/1", "")), "/dev/sdb1 has the same UUID as a volume"),
+    (beside(filesystems=(Filesystem("x", "sdb/2", "LVM2_member", "AbC-dEf"),)), "/dev/sdb2 has the same UUID"),
+    (beside(filesystems=(Filesystem("x", "sdb/1", "linux_raid_member", "aaaaaaaa-bbbb-bbbb-cccc-ccccdddddddd"),)),
+     "/dev/sdb1 has the same UUID"),
+    (beside(filesystems=(Filesystem("root", "sdb/1", "ext4", "1234-root"),)), "/dev/sdb1 has the same UUID"),
+])
+def test_what_would_be_there_twice_is_said_before_anything_is_written(now, twice):
+    with pytest.raises(DuplicateIds, match=rf"/dev/sdb \(3814 MB\) is not used, but {twice}.* that Setup makes anew"):
+        match(OF_LVM, now)
+
+
+def test_a_disk_with_names_of_its_own_may_stay():
+    other = VolumeGroup("ubuntu-vg#2", "data", "x")
+    now = beside(PhysicalVolume("another", "sdb/2", other.id), groups=(other,),
+                 filesystems=(Filesystem("content of sdb/1", "sdb/1", "ext4"),))
+    assert paths(match(OF_LVM, now)) == ["/dev/sda"]
+
+
+def test_a_disk_without_a_table_is_known_by_what_it_holds():
+    own = Layout((disk("vda"),), filesystems=(Filesystem("f", "vda", "ext4", "1234"),))
+    now = Layout((disk("vdb"), disk("vdc", id="vda")), filesystems=own.filesystems)
+    choice = match(own, now).choices[0]
+    assert (choice.present.path, choice.reason) == ("/dev/vdc", "carries its content")
+    assert choice.consent              # it may be a copy: a blank disk lies beside it
 
 
 def test_borders_must_fall_on_the_sectors_of_the_disk():
@@ -130,5 +219,40 @@ def test_borders_must_fall_on_the_sectors_of_the_disk():
     shifted = replace(layout, partitions=(replace(layout.partitions[0], start=2**20 + 512),))
     large = present(disk("sdb", sector_size=4096))
     assert match(layout, large).layout.disks[0].sector_size == 4096
-    with pytest.raises(DiskTooSmall):
+    with pytest.raises(DiskTooSmall, match=r"Disk 0 does not fit on /dev/sdb: its sectors have 4096 bytes, and the "
+                                           r"recorded partitions begin or end within one\."):
         match(shifted, large)
+
+
+def encrypted(type, **settings):
+    """Two disks, of which the second has a file system within a volume group within a container."""
+    layout = recorded(disk("sda"), disk("sdb"))
+    return replace(
+        layout, containers=(LuksContainer("c", "table-sdb/1", "crypt", GB),), groups=(VolumeGroup("vg", "vg"),),
+        physical_volumes=(PhysicalVolume("pv", "c", "vg"),),
+        logical_volumes=(LogicalVolume("vg/srv", "vg", "srv", GB),),
+        filesystems=(Filesystem("f", "vg/srv", type, "u", settings=settings),), mounts=(Mount("f", "/srv"),))
+
+
+LARGE = tuple(disk(name, sector_size=4096) for name in ("sdx", "sdy"))
+
+
+@pytest.mark.parametrize(("layout", "needs"), [
+    (encrypted("xfs", sectsz=512, log_sectsz=512), "[xfs] needs 512"),
+    (encrypted("xfs", sectsz=4096, log_sectsz=512), "[xfs] needs 512"),
+    (encrypted("vfat", sector_size=512), "[vfat] needs 512"),
+    (encrypted("ext4", block_size=1024), "[ext4] needs 1024"),
+])
+def test_a_file_system_is_not_put_on_larger_sectors_than_its_own(layout, needs):
+    said = re.escape(f"Disk 1 does not fit on /dev/sdx: its sectors have 4096 bytes, and /srv {needs}.")
+    with pytest.raises(DiskTooSmall, match=said):
+        match(layout, present(*LARGE))
+    # The other disk, which nothing keeps from it, gets the one with larger sectors.
+    assert paths(match(layout, present(disk("sdw"), LARGE[1]))) == ["/dev/sdy", "/dev/sdw"]
+
+
+@pytest.mark.parametrize("layout", [
+    encrypted("xfs", sectsz=4096, log_sectsz=4096), encrypted("vfat", sector_size=4096),
+    encrypted("ext4", block_size=4096), encrypted("btrfs", sector_size=4096), encrypted("swap")])
+def test_a_file_system_that_knows_large_sectors_is_put_on_them(layout):
+    assert paths(match(layout, present(*LARGE))) == ["/dev/sdx", "/dev/sdy"]

@@ -34,6 +34,11 @@ def test_two_signatures_are_somebodys_content():
     assert parse_content("ID_FS_AMBIVALENT=other:swap:1 filesystem:ext4:1.0\n", "d", set()).type == "ambivalent"
 
 
+def test_a_partition_table_that_sfdisk_cannot_read_is_somebodys_content():
+    assert parse_content("ID_PART_TABLE_TYPE=mac\n", "d", set()).type == "mac partition table"
+    assert parse_content("ID_FS_TYPE=ntfs\nID_PART_TABLE_TYPE=dos\n", "d", set()).type == "ntfs"
+
+
 def test_clones_are_told_apart():
     seen = set()
     text = "ID_FS_TYPE=ext4\nID_FS_UUID=same\n"

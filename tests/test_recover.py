@@ -1,4 +1,4 @@
-"""Which disks recovery must never write to, and which passphrases it asks for."""
+"""Which disks recovery must never write to, which it asks for, and which passphrases."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,3 +107,42 @@ def test_what_is_at_work_in_the_recovered_system_does_not_make_it_unrecovered(mo
     monkeypatch.setattr(target, "run", run)
     target._unmount(Path("/target/home"))
     assert ran[-1] == ("umount", "--lazy", "/target/home")
+
+
+@pytest.fixture
+def lost(tmp_path, monkeypatch):
+    """A set of one disk, and a file in its place."""
+    new = Disk("new", str(tmp_path / "disk"), 2**33, serial="NEW")
+    recorded = Layout((Disk("t", "/dev/sda", 2**33, serial="OLD", label="gpt", label_id="t"),))
+    monkeypatch.setattr(recover, "probe", lambda: Layout((new,)))
+    monkeypatch.setattr(recover, "find_backup", lambda _: None)
+    monkeypatch.setattr(recover, "forget", lambda: None)
+    monkeypatch.setattr(recover, "excluded", lambda *_: {})
+    monkeypatch.setattr(recover, "BEGUN", tmp_path / "begun")
+    set = SimpleNamespace(id="id", host="lost", layout=recorded, backup=SimpleNamespace(network=""))
+    return SimpleNamespace(device="", set=set)
+
+
+@pytest.mark.parametrize(("head", "content"), [
+    (bytes(2**20) + b"x", "blank"), (bytes(2**20 - 1) + b"x", "unknown content"), (None, "unknown content")])
+def test_a_disk_without_signatures_is_blank_if_it_begins_with_zeros(head, content, lost, tmp_path):
+    if head:
+        (tmp_path / "disk").write_bytes(head)
+    choice = recover.match_disks(lost).choices[0]
+    assert (choice.content, choice.consent) == (content, content != "blank")
+
+
+@pytest.mark.parametrize(("number", "consent"), [("7", False), ("8", True), ("", True)])
+def test_a_disk_that_a_failed_attempt_has_cleared_is_not_asked_for_again(number, consent, lost, tmp_path, monkeypatch):
+    def fail(*_):
+        raise CommandFailed("sfdisk failed")
+
+    (tmp_path / "disk").write_bytes(b"x")
+    found = recover.match_disks(lost)
+    assert found.choices[0].consent
+    monkeypatch.setattr(recover, "execute", fail)
+    monkeypatch.setattr(recover, "_number", lambda _: number and "7")
+    with pytest.raises(CommandFailed):
+        list(recover.recover(lost, found))
+    monkeypatch.setattr(recover, "_number", lambda _: number)
+    assert recover.match_disks(lost).choices[0].consent is consent
