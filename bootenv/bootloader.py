@@ -1,7 +1,6 @@
 """What the firmware starts: GRUB for the minimal OS, then the recovered system's own loader and initramfs."""
 
 import base64
-import filecmp
 import os
 import re
 import shutil
@@ -339,12 +338,12 @@ def own_fallback(set: AsrSet, layout: Layout, target: Path) -> Iterator[None]:
     """
     places = {}
     with ExitStack() as mounts:
-        for number, mount in enumerate(esp_mounts(layout) if set.firmware == "uefi" else ()):
+        for mount, place in _fallbacks(layout, target) if set.firmware == "uefi" else ():
             folder = (target / mount.point.lstrip("/") / _FALLBACK).parent
             if folder.is_dir():
-                places[folder] = recovery_folder(layout, target) / f"fallback{number}"
-                places[folder].mkdir(exist_ok=True)
-                run(("mount", "--bind", str(places[folder]), str(folder)))
+                place.mkdir(exist_ok=True)
+                places[folder] = place
+                run(("mount", "--bind", str(place), str(folder)))
                 mounts.callback(run, ("umount", str(folder)))
         yield
     for folder, restored in places.items():
@@ -401,21 +400,25 @@ def _check_starts(layout: Layout, target: Path, in_backup: InBackup) -> None:
 
 
 def left_by_minimal(layout: Layout, target: Path) -> InBackup:
-    """For a backup whose list is not known: what is not, byte for byte, the minimal OS's own, counts as the backup's.
-
-    If the system had the same loader as its fallback, it gets a new copy of that.
-    """
-    own = {f"{mount.point.rstrip('/')}/{name}": LIVE / source
-           for mount in esp_mounts(layout) for name, source in _ESP_FILES.items()}
+    """For a backup whose list is not known: of the minimal OS's files, what own_fallback() has seen restored."""
+    own = {f"{mount.point.rstrip('/')}/{name}" for mount in esp_mounts(layout) for name in _ESP_FILES}
+    restored = {f"{mount.point.rstrip('/')}/{Path(_FALLBACK).parent}/{file.name}".lower()
+                for mount, folder in _fallbacks(layout, target) for file in folder.glob("*")}
 
     def in_backup(path: str) -> bool:
-        file = target / path.lstrip("/")
         if path in own:
-            return file.is_file() and not filecmp.cmp(file, own[path], shallow=False)
+            return path.lower() in restored
         # Its kernel and initramfs lie in a folder of its own; of other folders only an empty one is removed.
+        file = target / path.lstrip("/")
         return path.endswith(f"/{_ESP_CONFIG}") and file.is_file() and not file.read_bytes().startswith(_OWN_CONFIG)
 
     return in_backup
+
+
+def _fallbacks(layout: Layout, target: Path) -> Iterator[tuple[Mount, Path]]:
+    """The EFI system partitions, and where of each what is restored to EFI/BOOT waits."""
+    for number, mount in enumerate(esp_mounts(layout)):
+        yield mount, recovery_folder(layout, target) / f"fallback{number}"
 
 
 def _remove(target: Path, path: str, top: str, in_backup: InBackup) -> None:

@@ -158,19 +158,21 @@ def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secret
         yield from run_commands(set.commands, "after", target)
         yield from install_system(set, layout, target)
     set_read_only(layout, target, True)
-    in_backup = left_by_minimal(layout, target) if set.provider else _in_backup(Path(backup.path), layout)
+    in_backup = left_by_minimal(layout, target)
+    if not set.provider:
+        in_backup = _in_backup(Path(backup.path), layout) or in_backup
     yield from remove_minimal(set, layout, target, in_backup)
 
 
-def _in_backup(backup: Path, layout: Layout) -> Callable[[str], bool]:
-    """Whether the backup has a path on an EFI system partition, which knows no case. Without its index: all of them."""
+def _in_backup(backup: Path, layout: Layout) -> Callable[[str], bool] | None:
+    """Whether the backup has a path on an EFI system partition, which knows no case; None without its index."""
     points = tuple(m.point.strip("/").lower() + "/" for m in esp_mounts(layout))
     try:
         names = (os.fsdecode(record.path).lower() for record in list_backup(backup)) if points else iter(())
         known = {name.rstrip("/") for name in names if name.startswith(points)}
     except AsrError as error:
-        log(f"What the minimal OS has on the EFI system partition stays there: {error}")
-        return lambda path: True
+        log(f"What the backup has on the EFI system partition is not known: {error}")
+        return None
     return lambda path: path.strip("/").lower() in known
 
 

@@ -317,7 +317,9 @@ def test_without_the_backups_list_what_is_the_minimal_oss_own_goes(target, ran, 
     for name in ("EFI/asr/vmlinuz", "EFI/asr/initrd.img", "EFI/debian/shimx64.efi"):
         (esp / name).parent.mkdir(parents=True, exist_ok=True)
         (esp / name).write_text(name)
-    (esp / "EFI/BOOT/BOOTX64.EFI").write_text("the machine's own")
+    # Which own_fallback() has put there.
+    (target / "boot/asr-recovery/fallback0").mkdir()
+    (target / "boot/asr-recovery/fallback0/bootx64.efi").write_text("the machine's own")
     (esp / bootloader._ESP_CONFIG).parent.mkdir(parents=True)
     (esp / bootloader._ESP_CONFIG).write_text(bootloader._config(UEFI, SERVER))
     ran.menu = uefi.Menu()
