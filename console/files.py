@@ -59,9 +59,14 @@ async def from_backup(app: "SetupApp", backup: str) -> bool:
     """Marks files in a backup and restores them; False: the person went back."""
     marked: tuple[bytes, ...] = ()
     while marked := await app.ask(Tree(partial(story.entries, backup), marked)):
-        folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
-        if folder and await restored(app, backup, marked, folder):
-            return True
+        folder = f"{story.FOLDER}/"
+        while folder := await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), folder)):
+            try:
+                await restored(app, backup, marked, folder)
+                return True
+            except AsrError as error:
+                if await app.ask(app.page_for(error, "cancel")) == "cancel":
+                    break
     return False
 
 
@@ -90,16 +95,12 @@ async def found_on(app: "SetupApp", url: str) -> "list[story.FoundBackup] | None
                 return None
 
 
-async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder: str) -> bool:
-    """False: it can't be put there, and another place may do."""
+async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder: str) -> None:
+    """Raises AsrError if it can't be put there; another place may do."""
     page = ProgressPage("Restoring files", "The files that you marked are restored, and nothing else.",
                         "Files that are restored already stay.")
-    try:
-        differences = await app.perform(page, story.extract(backup, marked, folder))
-    except AsrError as error:
-        return await app.ask(app.page_for(error, "cancel")) == "cancel"
+    differences = await app.perform(page, story.extract(backup, marked, folder))
     await app.ask(Restored(folder, page.copied, differences))
-    return True
 
 
 _BROWSE_FOR = f"Type the path of the backup's file, or an address on the network:\n\n      {ADDRESSES}"

@@ -669,7 +669,7 @@ async def test_left_closes_the_directory_around_and_nothing_is_restored_unmarked
     assert single_files == ["forgot"]
 
 
-async def test_a_place_that_will_not_do_can_be_named_again(single_files, monkeypatch, tmp_path):
+async def test_a_place_that_will_not_do_can_be_named_again_or_the_tree_comes_back(single_files, monkeypatch, tmp_path):
     monkeypatch.setattr(files.story, "extract", lambda *_: working(errors.DestinationRefused("Not there.")))
     async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
         await to_the_tree(pilot)
@@ -678,6 +678,15 @@ async def test_a_place_that_will_not_do_can_be_named_again(single_files, monkeyp
         await pilot.press("x", "enter")
         await until(pilot, "Not there.")
         await pilot.press("enter")
+        await until(pilot, "Where to?")
+        assert pilot.app.screen.query_one(Input).value == "/run/asr/volumes/x"
+        await pilot.press("enter")
+        await until(pilot, "Not there.")
+        await pilot.press("escape")
+        await until(pilot, "1 marked")
+        await pilot.press("r")
+        await until(pilot, "Where to?")
+        await pilot.press("escape")
         await until(pilot, "1 marked")
 
 
