@@ -28,7 +28,7 @@ from .volumes import backups_in
 UNITS = Path("etc/systemd/system")
 _JOB = "asr-job-"
 DRIFT = "asr-drift"
-BROKEN = "its units cannot be read: remove it and add it again"      # in the place of a job's time
+BROKEN = "cannot be read from its units"         # in the place of a job's time
 _UNKNOWN = "not known"
 _MOST = 36_500                         # backups or days; who types more means something else
 _DAYS = {"Mon": "Monday", "Tue": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Fri": "Friday", "Sat": "Saturday",

@@ -16,7 +16,19 @@ from bootenv.events import Difference, Progress
 
 from .app import Cancelled
 from .network import ADDRESSES, BrowseBackup, told
-from .screens import Browse, Cancellable, Looking, Page, ProgressPage, bullets, difference_lines, key, text, when
+from .screens import (
+    Browse,
+    Cancellable,
+    Looking,
+    Page,
+    ProgressPage,
+    bullets,
+    difference_lines,
+    key,
+    text,
+    tried_again,
+    when,
+)
 from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
 
 if TYPE_CHECKING:
@@ -36,10 +48,20 @@ async def verify_backup(app: "SetupApp") -> None:
 
 async def _with_chosen(app: "SetupApp", question: str, do: "Callable[[SetupApp, str], Awaitable[bool]]") -> None:
     """From the Welcome page and back to it: what is done with one backup after the other, until it says True."""
+    choice = _Choice(app, question)
+    backup = ""
     try:
-        found = await app.ask(Searching())
-        while (backup := await chosen(app, found, question)) and not await do(app, backup):
-            pass
+        while True:
+            try:
+                backup = backup or await choice.ask()
+                if not backup or await do(app, backup):
+                    return
+                backup = ""
+            except AsrError as error:
+                if not await tried_again(app, error):
+                    return
+                if choice.typed(backup):
+                    backup = ""
     except Cancelled:
         pass
     except Exception as error:
@@ -65,21 +87,39 @@ async def from_backup(app: "SetupApp", backup: str) -> bool:
                 await restored(app, backup, marked, folder)
                 return True
             except AsrError as error:
-                if await app.ask(app.page_for(error, "cancel")) == "cancel":
+                if not await tried_again(app, error):
                     break
     return False
 
 
-async def chosen(app: "SetupApp", found: "list[story.FoundBackup]", question: str) -> str:
-    """A backup's path, "" to go back."""
-    place = f"{story.FOLDER}/"
-    while (answer := await app.ask(Backups(found, question))) == _BROWSE:
-        path = await app.ask(BrowseBackup("Another backup", _BROWSE_FOR, place))
-        if story.is_url(path):
-            place, found = path, await found_on(app, path) or found
-        elif path:
-            return path
-    return answer
+class _Choice:
+    """Which backup? Between two questions, what was found and what was typed stay as they are."""
+
+    def __init__(self, app: "SetupApp", question: str):
+        self.app, self.question = app, question
+        self.found: list[story.FoundBackup] | None = None
+        self.place = f"{story.FOLDER}/"            # that was typed last
+        self.typing = False
+
+    async def ask(self) -> str:
+        """A backup's path, "" to go back."""
+        if self.found is None:
+            self.found = await self.app.ask(Searching())
+        while True:
+            if not self.typing and (answer := await self.app.ask(Backups(self.found, self.question))) != _BROWSE:
+                return answer
+            self.typing = False
+            path = await self.app.ask(BrowseBackup("Another backup", _BROWSE_FOR, self.place))
+            self.place = path or self.place
+            if story.is_url(path):
+                self.found = await found_on(self.app, path) or self.found
+            elif path:
+                return path
+
+    def typed(self, path: str) -> bool:
+        """Whether a path was: it may be mistyped, and is then asked for first."""
+        self.typing = path == self.place
+        return self.typing
 
 
 async def found_on(app: "SetupApp", url: str) -> "list[story.FoundBackup] | None":

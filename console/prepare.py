@@ -35,6 +35,7 @@ from .screens import (
     difference_lines,
     key,
     text,
+    tried_again,
 )
 from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, shortened, wrapped
 
@@ -72,6 +73,7 @@ class PrepareApp(SetupApp):
         self.complete = False
         self.unlike: tuple[Difference, ...] = ()       # what could not be read as it was
         self.typed = ("", "")                          # the backup's place and name, as they were last
+        self.typed_disk = ""                           # and the ASR disk's
 
     async def pages(self) -> None:
         if self.look and not hasattr(self, "survey"):
@@ -100,30 +102,37 @@ class PrepareApp(SetupApp):
 
     async def add_volumes(self) -> None:
         """Marks data volumes; the machine is looked at anew, since all that depends on its disks changes."""
-        points = await self.ask(DataVolumes(self.survey))
-        if points is not None:
-            await self.look_again(points, self.survey.draft.provider)
+        points = [volume.point for volume in self.survey.more if volume.added]
+        while (marked := await self.ask(DataVolumes(self.survey, points))) is not None:
+            points = list(marked)
+            if await self.looked_again(marked, self.survey.draft.provider):
+                return
 
     async def choose_provider(self) -> None:
         """Whose backup it will be: ours, or another product's."""
         name = await self.ask(Providers(lambda: ("", *self.story.known_providers())))
-        if name is None:
-            return
-        try:
-            options = await self.ask(Options(f"{name}: its options", _OPTIONS)) if name else _NO_OPTIONS
-            if options:
+        options = ""
+        while name is not None:
+            if name and not (options := await self.ask(Options(f"{name}: its options", _OPTIONS, options))):
+                return
+            try:
                 provider = self.story.provider_reference(name, options.split()) if name else None
-                await self.look_again([volume.point for volume in self.survey.more if volume.added], provider)
-        except AsrError as error:
-            await self.ask(self.page_for(error, "cancel"))
+            except AsrError as error:
+                if not await tried_again(self, error):
+                    return
+            else:
+                if await self.looked_again([volume.point for volume in self.survey.more if volume.added], provider):
+                    return
 
-    async def look_again(self, points: Sequence[str], provider: "ProviderReference | None") -> None:
+    async def looked_again(self, points: Sequence[str], provider: "ProviderReference | None") -> bool:
+        """False: it is refused, and something else is to be tried."""
         try:
             assert self.look
             self.survey = await self.ask(
                 Looking(_LOOKING, partial(self.look, add=points, provider=provider), _NO_SET))
+            return True
         except Exception as error:
-            await self.ask(self.page_for(error, "cancel"))
+            return not await tried_again(self, error)
 
     async def backed_up(self) -> "AsrSet | None":
         """One attempt, from the destination to the backup that was read back."""
@@ -164,13 +173,18 @@ class PrepareApp(SetupApp):
                 return found
 
     async def read_report(self, set: "AsrSet") -> None:
+        path = ""
         try:
             said = await asyncio.to_thread(self.story.read_report, set)
             while await self.ask(Report(said, f"/{self.story.report_of(set)}")):
-                path = await self.ask(Browse("Save the report", "Type the path of the file to write."))
-                if path:
-                    await asyncio.to_thread(self.story.save_report, set, path)
-                    await self.ask(Notice("The report was saved.", shortened(path, TEXT_WIDTH)))
+                while path := await self.ask(Browse("Save the report", "Type the path of the file to write.", path)):
+                    try:
+                        await asyncio.to_thread(self.story.save_report, set, path)
+                        await self.ask(Notice("The report was saved.", shortened(path, TEXT_WIDTH)))
+                        break
+                    except AsrError as error:
+                        if not await tried_again(self, error):
+                            break
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
 
@@ -202,7 +216,8 @@ class PrepareApp(SetupApp):
     async def other_place(self, find: "Callable[[], tuple[Drive, ...]]") -> str:
         place = await self.ask(Drives(find))
         if place == _TYPED:
-            return await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK))
+            place = await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK, self.typed_disk))
+            self.typed_disk = place or self.typed_disk
         return place
 
     @work(exclusive=True, group="story")
@@ -325,10 +340,10 @@ class DataVolumes(Page["tuple[str, ...] | None"]):
     )
     WARNING = _NO_SET
 
-    def __init__(self, survey: "Survey"):
+    def __init__(self, survey: "Survey", marked: Iterable[str]):
         super().__init__()
         self.volumes = survey.more
-        self.marked = {volume.point for volume in survey.more if volume.added}
+        self.marked = set(marked)
 
     def content(self) -> Iterable[Widget]:
         yield text("These are on disks that the system does not need. Mark what is to be in the set, too:")

@@ -316,6 +316,14 @@ class UnexpectedPage(Page[str]):
         ), markup=False, classes="popup fatal")
 
 
+async def tried_again(app: "SetupApp", error: Exception) -> bool:
+    """Says what went wrong. True: the same is to be tried again, from the question that may have been the cause.
+
+    An error in the program itself would only come again.
+    """
+    return await app.ask(app.page_for(error, "cancel")) == "retry" and isinstance(error, AsrError)
+
+
 class LeaveQuestion(ModalScreen[bool]):
     """F3 asks."""
 

@@ -156,7 +156,7 @@ def test_a_broken_job_is_listed_as_such_and_hides_no_other(systemd, tmp_path, ca
         (schedule.BROKEN, "not known"), (schedule.BROKEN, "not known"), ("2020-01-01 00:00:00", "never")]
     assert main(["schedule", "list"]) == 0
     said = capsys.readouterr().out
-    assert "edited: its units cannot be read: remove it" in said
+    assert "edited: cannot be read from its units" in said
     assert "nightly: every Sunday at 03:00" in said
     assert main(["schedule", "remove", "edited"]) == 0
     assert "edited" not in [job.name for job in jobs()]
