@@ -414,8 +414,8 @@ class Media(Choosing[Any], Tab):
 
     def tab(self) -> Iterable[Widget]:
         yield Lines(1)
-        yield Marks([self.LOOKING], height=12)
-        yield Lines(3, id="about")
+        yield Marks([self.LOOKING], height=11)
+        yield Lines(4, id="about")
 
     def on_mount(self) -> None:
         self.query_one(Lines).show("  " + _MEDIUM.format("Created (UTC)", "Age", "Computer", "Size", "Verified"))
@@ -426,23 +426,25 @@ class Media(Choosing[Any], Tab):
     def on_marks_moved(self) -> None:
         chosen = self.chosen
         self.query_one("#about", Lines).show(*([
+            f"      Computer     {cut(chosen.set.host, TEXT_WIDTH - 19)}",
+            f"      System       {cut(chosen.set.system, TEXT_WIDTH - 19)}",
             f"      At           {shortened(chosen.backup.place, TEXT_WIDTH - 19)}",
-            f"      System       {chosen.set.system}",
             f"      Files        {chosen.set.backup.files:,}"] if chosen else []))
 
     def action_take(self, what: str) -> None:
         self.answer((what, self.chosen))
 
 
-_MEDIUM = "{:<16} {:>6}  {:<16.16} {:>9}  {}"
+_MEDIUM = "{:<16} {:>6}  {:<16} {:>9}  {}"
 
 
 def medium_line(medium: "Medium", today: datetime) -> str:
     days = (today - medium.set.created).days
-    verified = (f"{medium.damaged} damaged" if medium.damaged else f"{medium.verified:%Y-%m-%d}") \
-        if medium.verified else "never"
-    return _MEDIUM.format(f"{medium.set.created:%Y-%m-%d %H:%M}", f"{days} d", medium.set.host, human(medium.size),
-                          verified)
+    verified = f"{medium.verified:%Y-%m-%d}" if medium.verified else "never"
+    if medium.damaged:
+        verified = f"{medium.damaged} damaged"
+    return _MEDIUM.format(f"{medium.set.created:%Y-%m-%d %H:%M}", f"{days} d", cut(medium.set.host, 16),
+                          human(medium.size), verified)
 
 
 class Jobs(Choosing[Any], Tab):

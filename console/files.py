@@ -29,7 +29,7 @@ from .screens import (
     tried_again,
     when,
 )
-from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, cut, shortened
 
 if TYPE_CHECKING:
     from .app import SetupApp
@@ -189,12 +189,28 @@ class Backups(Page[str]):
         self.found = found
 
     def content(self) -> Iterable[Widget]:
-        lines = [f"{when(b.set.created)}  {b.set.host}  {shortened(b.place, 40)}" for b in self.found]
-        yield Marks(lines or ["No backup was found."], height=12)
+        hosts = [cut(b.set.host, 22) for b in self.found]
+        width = max(map(len, hosts), default=0)
+        lines = [f"{when(b.set.created)}  {host:<{width}}  {shortened(b.place, TEXT_WIDTH - 4 - 20 - width - 4)}"
+                 for b, host in zip(self.found, hosts, strict=True)]
+        yield Marks(lines or ["No backup was found."], height=9)
+        yield Lines(3)
         yield bullets("To choose a backup, press ENTER.", "To name another one, press B.")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return bool(self.found) if action == "choose" else super().check_action(action, parameters)
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.on_marks_moved()
+
+    def on_marks_moved(self) -> None:
+        if self.found:
+            chosen = self.found[self.query_one(Marks).chosen]
+            self.query_one(Lines).show(
+                f"      Computer     {cut(chosen.set.host, TEXT_WIDTH - 19)}",
+                f"      System       {cut(chosen.set.system, TEXT_WIDTH - 19)}",
+                f"      At           {shortened(chosen.place, TEXT_WIDTH - 19)}")
 
     def action_choose(self) -> None:
         self.answer(self.found[self.query_one(Marks).chosen].path)

@@ -37,7 +37,7 @@ from .screens import (
     text,
     tried_again,
 )
-from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, shortened, wrapped
+from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, cut, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.asr_disk import Drive
@@ -280,13 +280,13 @@ class Welcome(Page[str]):
         yield text("This wizard makes a backup of this computer's system, and an ASR disk. You need a blank, "
                    "1.44 MB floppy disk or a USB stick.")
         yield text(
-            f"      Computer     {draft.host}\n"
-            f"      System       {draft.system}\n"
-            f"      Disks        {disks[:TEXT_WIDTH - 19]}\n"
-            f"      Mounted at   {points[:TEXT_WIDTH - 19]}\n"
+            f"      Computer     {cut(draft.host, TEXT_WIDTH - 19)}\n"
+            f"      System       {cut(draft.system, TEXT_WIDTH - 19)}\n"
+            f"      Disks        {cut(disks, TEXT_WIDTH - 19)}\n"
+            f"      Mounted at   {cut(points, TEXT_WIDTH - 19)}\n"
             f"      Size         {human(self.survey.used)} before compression\n"
             f"      Verdict      {verdict(self.survey.findings)}"
-            + (f"\n      Backup by    {draft.provider.name}" if draft.provider else "")
+            + (f"\n      Backup by    {cut(draft.provider.name, TEXT_WIDTH - 19)}" if draft.provider else "")
         )
         yield from not_protected(self.survey.left_out, 6)
         yield text("   •  To continue, press N." + ("  To add a volume, press A." if self.survey.more else ""))
@@ -356,7 +356,7 @@ class DataVolumes(Page["tuple[str, ...] | None"]):
     def show_marks(self) -> None:
         self.query_one(Marks).show([
             f"{'*' if v.point in self.marked else ' '} {shortened(v.point, 34):<34} {human(v.used):>12}  "
-            f"{' '.join(v.disks)[:18]}" for v in self.volumes])
+            f"{cut(' '.join(v.disks), 18)}" for v in self.volumes])
 
     def action_mark(self) -> None:
         self.marked ^= {self.volumes[self.query_one(Marks).chosen].point}
@@ -517,7 +517,7 @@ _PLACE = "  {:<15.15} {:<26} {:<13.13} {:>10}"
 def place_line(place: "Place") -> str:
     free = human(place.free) if place.free or not place.refused else ""
     return ("-" if place.refused else " ") + _PLACE.format(
-        place.label, shortened(place.where, 26), f"[{place.type}]", free)[1:]
+        cut(place.label, 15), shortened(place.where, 26), f"[{place.type}]", free)[1:]
 
 
 class Completing(Page[bool]):
@@ -545,7 +545,7 @@ class Completing(Page[bool]):
         provider = self.survey.draft.provider
         yield text("You have completed the wizard. It will write this backup:")
         yield text(
-            f"      Computer     {self.survey.draft.host}\n"
+            f"      Computer     {cut(self.survey.draft.host, TEXT_WIDTH - 19)}\n"
             f"      Backup       {shortened(where, TEXT_WIDTH - 19)}\n"
             + (f"      By           {provider.name}, {human(self.survey.used)} of files" if provider else
                f"      Size         about {human(backup_size(self.survey.used))}, of {human(self.survey.used)} of "
@@ -680,7 +680,9 @@ class Label(Page[None]):
 
     def __init__(self, label: str):
         super().__init__()
-        self.label = label.splitlines()
+        # Whole, since it is copied by hand; a hyphen at a line's end would look like one that divides a word.
+        self.label = [part for line in label.splitlines()
+                      for part in wrap(line, TEXT_WIDTH - 4, break_on_hyphens=False)]
 
     def content(self) -> Iterable[Widget]:
         yield text("Remove the diskette, and label it as shown:")

@@ -63,6 +63,10 @@ WITH_MORE = replace(
     SET, files=(CarriedFile("drivers/raid.ko", 5, "0" * 64), CarriedFile("drivers/firmware/a.fw", 5, "0" * 64)),
     commands=(Command("Stopping", ("stop",), "before"), Command("Joining the domain", ("join",), "after"),
               Command("Registering", ("register",), "after", "system", critical=True)))
+LONG = replace(
+    SET, host="database-01.production.example-company.com", system="A GNU/Linux of " + "many words and " * 5 + "1.0",
+    layout=replace(LAYOUT, disks=tuple(replace(LAYOUT.disks[0], id=f"d{n}", path=f"/dev/nvme{n}n1") for n in range(6)),
+                   mounts=tuple(Mount(f"m{n}", f"/srv/volume-{n}") for n in range(9))))
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
 OTHER = AsrDisk("/dev/sdc1", "/dev/sdc1 ASR 7,5G", replace(
     SET, id="aaaaaaaa-6f0b-4a57-9a52-0d3c1c0e7a11", host="web2", created=datetime(2025, 11, 2, 8, 30, tzinfo=UTC)),
@@ -412,6 +416,7 @@ PAGES = {
     "17-advanced": (lambda: backup.Advanced(), "[Welcome]", None),
     "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], counted, [b"etc"]), "48,123,904", None),
     "17-media": (lambda: backup.Media(lambda: MEDIA), "BACKUP", None),
+    "17-media-long": (lambda: backup.Media(lambda: (replace(MEDIA[0], backup=replace(FOUND, set=LONG)),)), "At", None),
     "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
                 "Keeps", None),
     "17-jobs-broken": (lambda: backup.Jobs(lambda: [
@@ -452,6 +457,9 @@ PAGES = {
     "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
     "20-drives": (lambda: prepare.Drives(lambda: (Drive("/dev/fd0", "floppy disk drive A:"), STICK)), "Data", None),
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
+    "18-welcome-long": (lambda: prepare.Welcome(replace(BY_RESTIC, draft=replace(
+        LONG, provider=BY_RESTIC.draft.provider))), "press N", preparation()),
+    "21-label-long": (lambda: prepare.Label(label_of(LONG)), "label it", preparation()),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
     "22-complete-provider": (lambda: prepare.Complete(BY_RESTIC, (NOT_COMPARED,)), "complete", preparation()),
@@ -459,6 +467,7 @@ PAGES = {
     "23-searching": (lambda: files.Searching(), "looking", None),
     "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))],
                                           "Restore single files: from which backup?"), "from which", None),
+    "23-backups-long": (lambda: files.Backups([replace(FOUND, set=LONG)], "Verify: which backup?"), "which", None),
     "24-tree": (lambda: files.Tree(lambda directory: BACKUP[directory], [b"etc/hosts"]), "home", None),
     "25-restored": (lambda: files.Restored("/run/asr/volumes/vda2/", RESTORING, DIFFERENCES), "differences", None),
     "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
