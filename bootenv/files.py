@@ -15,8 +15,10 @@ from .run import run
 from .sif import read_sif
 from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
-__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "disk_of", "entries", "extract", "forget",
-           "is_url", "read_back", "verify"]
+__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "damaged_files", "disk_of", "entries", "extract",
+           "forget", "is_url", "read_back", "verify"]
+
+INDEX = "the backup's index"           # as verify_backup() names it among what is damaged
 
 
 def backups() -> list[FoundBackup]:
@@ -60,6 +62,11 @@ def verify(backup: str) -> Generator[Event, None, tuple[Difference, ...]]:
     return tuple(damaged)
 
 
+def damaged_files(damaged: Sequence[Difference]) -> int:
+    """How many files are among what verify() returns: the index of the backup is none."""
+    return sum(difference.what != INDEX for difference in damaged)
+
+
 def read_back(path: Path, as_written: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
     """Compares a backup that was just written, and then asks `as_written`.
 
@@ -74,7 +81,8 @@ def read_back(path: Path, as_written: Callable[[], bool] = lambda: True) -> Gene
             for file in files_of(path):
                 file.unlink()
     if not whole:
-        raise DamagedBackup(f"{path.name} was written, but reads back differently in {len(damaged) or 1} files.",
+        count = damaged_files(damaged) or 1
+        raise DamagedBackup(f"{path.name} was written, but reads back differently in {count} files.",
                             hint="Check the destination's disk, and back up again.",
                             untouched="The damaged backup was removed.")
 

@@ -442,7 +442,7 @@ def medium_line(medium: "Medium", today: datetime) -> str:
     days = (today - medium.set.created).days
     verified = f"{medium.verified:%Y-%m-%d}" if medium.verified else "never"
     if medium.damaged:
-        verified = f"{medium.damaged} damaged"
+        verified = f"{medium.damaged} damaged" if medium.damaged > 0 else "index damaged"
     return _MEDIUM.format(f"{medium.set.created:%Y-%m-%d %H:%M}", f"{days} d", cut(medium.set.host, 16),
                           human(medium.size), verified)
 

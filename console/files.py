@@ -382,8 +382,10 @@ class Verified(Page[None]):
 
     def __init__(self, place: str, damaged: Sequence[Difference], disk: str = ""):
         super().__init__()
-        are = "is" if len(damaged) == 1 else "are"
-        self.HEADING = f"{len(damaged)} of its files {are} DAMAGED." if damaged else "The backup is whole."
+        count = story.damaged_files(damaged)
+        are = "is" if count == 1 else "are"
+        self.HEADING = (f"{count} of its files {are} DAMAGED." if count else
+                        "The backup's index is DAMAGED." if damaged else "The backup is whole.")
         self.place, self.damaged, self.disk = place, damaged, disk
 
     def content(self) -> Iterable[Widget]:

@@ -416,7 +416,8 @@ PAGES = {
     "17-advanced": (lambda: backup.Advanced(), "[Welcome]", None),
     "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], counted, [b"etc"]), "48,123,904", None),
     "17-media": (lambda: backup.Media(lambda: MEDIA), "BACKUP", None),
-    "17-media-long": (lambda: backup.Media(lambda: (replace(MEDIA[0], backup=replace(FOUND, set=LONG)),)), "At", None),
+    "17-media-long": (lambda: backup.Media(lambda: (replace(MEDIA[0], backup=replace(FOUND, set=LONG), damaged=-1),)),
+                      "At", None),
     "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
                 "Keeps", None),
     "17-jobs-broken": (lambda: backup.Jobs(lambda: [
@@ -424,6 +425,8 @@ PAGES = {
         (JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]), "X removes", None),
     "17-sure": (lambda: backup.Sure("Remove the job nightly?", "The backups stay.", "To remove it"), "F8", None),
     "17-verified": (lambda: files.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
+    "17-verified-index": (lambda: files.Verified(FOUND.place, (Difference(files.story.INDEX, "It is lost."),)),
+                          "DAMAGED", None),
     "26-verified": (lambda: files.Verified(FOUND.place, (), "Its ASR disk is whole, and in floppy disk drive A:."),
                     "is whole", None),
     "26-damaged": (lambda: files.Verified(FOUND.place, DIFFERENCES, OF_ANOTHER), "DAMAGED", None),

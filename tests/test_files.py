@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bootenv import asr_disk, files
+from bootenv import asr_disk, files, media
 from bootenv.backup import Source, write_backup
 from bootenv.errors import DestinationRefused
+from tests.test_sif import SET
 
 
 @pytest.fixture
@@ -95,3 +96,20 @@ def test_what_lies_in_memory_or_on_a_server_looked_into_is_refused(kind, why, ba
     with pytest.raises(DestinationRefused, match=why):
         extracted(backup, tmp_path / "x")
     assert not ran
+
+
+def test_a_lost_index_is_damage_but_no_file(backup, monkeypatch, tmp_path):
+    monkeypatch.setattr(media, "ROOT", tmp_path)
+    whole = Path(backup).read_bytes()
+    Path(backup).write_bytes(whole[:whole.index(b"ASRINDEX") - 8])         # the first of two
+    medium = media.Medium(media.FoundBackup(backup, backup, SET), len(whole))
+    verifying = media.verify(medium)
+    while True:
+        try:
+            next(verifying)
+        except StopIteration as end:
+            damaged = end.value
+            break
+    assert [difference.what for difference in damaged] == [files.INDEX]
+    assert files.damaged_files(damaged) == 0
+    assert media._last_verified(SET.id)[1] == -1
