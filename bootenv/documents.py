@@ -3,12 +3,14 @@
 import glob
 import os
 import pwd
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from . import backup
 from .backup import Entry, Selection, Source, write_backup
 from .destinations import SUFFIX, check_new, file_at, refused, volume_of
+from .errors import NothingToBackUp
 from .events import Difference, Event, noted
 from .files import read_back
 from .run import ROOT
@@ -18,17 +20,41 @@ __all__ = ["Entry", "back_up", "destination", "entries", "everyones", "mine", "s
 
 # What the kernel shows of itself, in the form of files.
 _NO_FILES = backup.PSEUDO - {"autofs", "overlay", "ramfs", "squashfs", "tmpfs"}
+_MOST_LINKS = 40                       # on the way to a file, as for the kernel: path_resolution(7)
+_ELSE = "Mount what it lies on, or choose the files in the tree."
 
 
 def mine() -> tuple[str, ...]:
-    """The home of whoever started this, also through sudo."""
+    """The home of whoever started this, also through sudo. Raises NothingToBackUp."""
     name = os.environ.get("SUDO_USER")
-    return (pwd.getpwnam(name).pw_dir if name else os.path.expanduser("~"),)
+    home = pwd.getpwnam(name).pw_dir if name else os.path.expanduser("~")
+    path = _real(home)
+    if not _is_home(path):
+        raise NothingToBackUp(f"Your home folder {home} is not there, or no folder of its own.", hint=_ELSE)
+    return (path,)
 
 
 def everyones() -> tuple[str, ...]:
-    """All homes that are there."""
-    return tuple(path for path in ("/home", "/root") if (ROOT / path.lstrip("/")).is_dir())
+    """All homes that are there, also those that lie elsewhere and have a link in /home. Raises NothingToBackUp."""
+    tops = {path for path in map(_real, ("/home", "/root")) if _is_home(path)}
+    linked = {path for path in map(_real, _homes_in("/home")) if _is_home(path)}
+    # A link in /home that no user has as a home may lead anywhere.
+    paths = tops | {path for path in linked if not any(f"{path}/".startswith(f"{top}/") for top in tops)}
+    if not paths:
+        raise NothingToBackUp("There is neither /home nor /root.", hint=_ELSE)
+    return tuple(sorted(paths))
+
+
+def _homes_in(folder: str) -> Iterator[str]:
+    """The homes of this computer's users that are in a folder: passwd(5)."""
+    with suppress(OSError), (ROOT / "etc/passwd").open(errors="surrogateescape") as lines:
+        for fields in (line.rstrip("\n").split(":") for line in lines):
+            if len(fields) == 7 and fields[5].startswith(f"{folder}/"):
+                yield fields[5]
+
+
+def _is_home(path: str) -> bool:
+    return path != "/" and (ROOT / path.lstrip("/")).is_dir()
 
 
 def entries(directory: bytes) -> list[Entry]:
@@ -63,26 +89,70 @@ def destination(place: str) -> tuple[Path, str]:
 
 
 def select(paths: Sequence[str]) -> Generator[Event, None, Selection]:
-    """Counts what will be backed up; returns the Selection."""
-    sources, exclude, include = _what(paths)
+    """Counts what will be backed up; returns the Selection. Raises NothingToBackUp for a path that is not there."""
+    sources, exclude, include = _what(_there(paths))
     return (yield from backup.select(sources, exclude=exclude, include=include))
 
 
 def back_up(paths: Sequence[str], path: Path, selection: Selection) -> Generator[Event, None, tuple[Difference, ...]]:
     """Writes files and directories to a backup and reads it back; returns what is not in it as it was.
 
-    Raises DestinationFull, DestinationRefused, and DamagedBackup when it reads back differently: it is removed then.
+    Raises NothingToBackUp, DestinationFull, DestinationRefused, and DamagedBackup when it reads back differently: it is
+    removed then.
     """
-    sources, exclude, include = _what(paths)
+    chosen = _there(paths)
+    sources, exclude, include = _what(chosen)
+    # That all else is left out is what was asked for.
+    beside = {*exclude, *_mounted_beside(chosen)}
     unlike: list[Difference] = []
     writing = write_backup(path, sources, selection=selection, exclude=exclude, include=include)
-    # That all else is left out is what was asked for.
-    yield from noted((e for e in writing if not (isinstance(e, Difference) and e.what in exclude)), unlike)
+    yield from noted((e for e in writing if not (isinstance(e, Difference) and e.what in beside)), unlike)
     yield from read_back(path)
     return tuple(unlike)
 
 
-def _what(paths: Iterable[str]) -> tuple[list[Source], tuple[str, ...], tuple[str, ...]]:
+def _there(paths: Iterable[str]) -> list[str]:
+    """The paths without links above what they name. Raises NothingToBackUp for one that names nothing."""
+    found = []
+    for path in paths:
+        above, _, name = path.rstrip("/").rpartition("/")
+        real = f"{_real(above).rstrip('/')}/{name}"
+        if not os.path.lexists(ROOT / real.lstrip("/")):
+            raise NothingToBackUp(f"{path} is not there.", hint=_ELSE)
+        found.append(real)
+    return found
+
+
+def _real(path: str) -> str:
+    """A path of this computer without links, whose own / is ROOT. One that goes round in a circle stays as it is."""
+    parts, done = path.split("/")[::-1], Path("/")
+    links = 0
+    while parts:
+        part = parts.pop()
+        here = ROOT / str(done / part).lstrip("/")
+        if part == "..":
+            done = done.parent
+        elif here.is_symlink() and links < _MOST_LINKS:
+            links += 1
+            goal = os.readlink(here)
+            done = Path("/") if goal.startswith("/") else done
+            parts += goal.split("/")[::-1]
+        else:
+            done /= part
+    return str(done)
+
+
+def _mounted_beside(paths: Sequence[str]) -> Iterator[str]:
+    """The mount points that are neither one of the paths nor below one, as a backup names them."""
+    for point, _, _ in backup.mounts():
+        path = Path(os.fsdecode(point))
+        if path.is_relative_to(ROOT):
+            name = str(path.relative_to(ROOT))
+            if not any(f"/{name}/".startswith(f"{chosen}/") for chosen in paths):
+                yield name
+
+
+def _what(paths: Sequence[str]) -> tuple[list[Source], tuple[str, ...], tuple[str, ...]]:
     """Each file system that one of the paths is on, all of it left out but the paths."""
     points = {_mount_point(ROOT / path.lstrip("/")) for path in paths}
     sources = [Source(str(point), "" if point == ROOT else str(point.relative_to(ROOT))) for point in sorted(points)]

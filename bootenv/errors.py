@@ -284,6 +284,15 @@ class WorkerFailed(AsrError):
     untouched = ""
 
 
+class NothingToBackUp(AsrError):
+    number = 38
+    title = "What was to be backed up is not there."
+    cause = ("The folder or file does not exist: a home on a disk or server that is not mounted, a user who has none, "
+             "or a path that was removed meanwhile. A backup without it would look complete, and hold nothing.")
+    remedy = "Mount what it lies on, or mark in the tree what is to be backed up."
+    untouched = "Nothing was written."
+
+
 # What goes along with a set
 
 class NoDriver(AsrError):

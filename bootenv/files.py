@@ -5,9 +5,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .asr_disk import find_asr_disks
+from .asr_disk import find_asr_disks, inside
 from .backup import Entry, list_directory, read_first, restore_backup, verify_backup
-from .destinations import files_of
+from .destinations import files_of, volume_of
 from .errors import AsrError, DamagedBackup, DestinationRefused, NeedsRoot
 from .events import Difference, Event, noted
 from .network import TYPES, is_url
@@ -15,8 +15,10 @@ from .run import run
 from .sif import read_sif
 from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
-__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "disk_of", "entries", "extract", "forget",
-           "is_url", "read_back", "verify"]
+__all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "damaged_files", "disk_of", "entries", "extract",
+           "forget", "is_url", "read_back", "verify"]
+
+INDEX = "the backup's index"           # as verify_backup() names it among what is damaged
 
 
 def backups() -> list[FoundBackup]:
@@ -46,8 +48,9 @@ def extract(backup: str, paths: Sequence[bytes], folder: str) -> Generator[Event
     What is in their place there is replaced. Raises DestinationRefused, DestinationFull, BackupNotFound, DamagedBackup.
     """
     differences: list[Difference] = []
-    with _writable(Path(folder)):
-        yield from noted(restore_backup(Path(backup), Path(folder), only=[os.fsdecode(path) for path in paths],
+    target = _reached(folder)
+    with _writable(target, folder):
+        yield from noted(restore_backup(Path(backup), target, only=[os.fsdecode(path) for path in paths],
                                         anywhere=True), differences)
     return tuple(differences)
 
@@ -57,6 +60,11 @@ def verify(backup: str) -> Generator[Event, None, tuple[Difference, ...]]:
     damaged: list[Difference] = []
     yield from noted(verify_backup(Path(backup)), damaged, "DAMAGED")
     return tuple(damaged)
+
+
+def damaged_files(damaged: Sequence[Difference]) -> int:
+    """How many files are among what verify() returns: the index of the backup is none."""
+    return sum(difference.what != INDEX for difference in damaged)
 
 
 def read_back(path: Path, as_written: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
@@ -73,7 +81,8 @@ def read_back(path: Path, as_written: Callable[[], bool] = lambda: True) -> Gene
             for file in files_of(path):
                 file.unlink()
     if not whole:
-        raise DamagedBackup(f"{path.name} was written, but reads back differently in {len(damaged) or 1} files.",
+        count = damaged_files(damaged) or 1
+        raise DamagedBackup(f"{path.name} was written, but reads back differently in {count} files.",
                             hint="Check the destination's disk, and back up again.",
                             untouched="The damaged backup was removed.")
 
@@ -95,30 +104,57 @@ def disk_of(backup: str) -> str:
             f"{other.set.created:%Y-%m-%d %H:%M} UTC.")
 
 
+def _reached(folder: str) -> Path:
+    """A folder that a person named, as this process reaches it; the volumes that it has mounted are its own."""
+    path = Path(os.path.normpath(folder))
+    return path if path.is_relative_to(FOLDER) else Path(inside(folder))
+
+
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """The folder is there, and its volume may be written, as long as this takes. Raises DestinationRefused."""
-    above = folder
-    while not above.exists():
-        above = above.parent
-    target, kind = run(("findmnt", "--noheadings", "--target", str(above), "--output", "TARGET,FSTYPE")).split()
-    if kind in ("tmpfs", "ramfs", "overlay", "squashfs"):
-        raise DestinationRefused(f"{folder} is in this computer's memory and will be gone at the next start.",
-                                 hint=f"Name a folder below {FOLDER}: there are this computer's volumes.",
-                                 untouched="Nothing was restored.")
-    if kind in TYPES and Path(target).is_relative_to(FOLDER):
-        raise DestinationRefused(f"{folder} is on the network, where backups are looked for and nothing is written.",
-                                 hint=f"Name a folder below {FOLDER} that is on a volume of this computer.",
-                                 untouched="Nothing was restored.")
-    # Looked at without its journal, a volume must be mounted anew: ext4 refuses to be made writable then.
+def _writable(folder: Path, said: str) -> Iterator[None]:
+    """The folder is there, and its volume may be written, as long as this takes. Raises DestinationRefused.
+
+    said: the folder as the person named it.
+    """
+    volume = volume_of(_above(folder, said))
+    target, kind, device = volume["target"], volume["fstype"], volume["source"]
     ours = Path(target).is_relative_to(FOLDER)
-    device = run(("findmnt", "--noheadings", "--mountpoint", target, "--output", "SOURCE")).strip()
+    if kind in ("tmpfs", "ramfs", "overlay", "squashfs"):
+        raise _refused(f"{said} is in this computer's memory and will be gone at the next start.",
+                       f"Name a folder below {FOLDER}: there are this computer's volumes.")
+    if kind in TYPES and ours:
+        raise _refused(f"{said} is on the network, where backups are looked for and nothing is written.",
+                       f"Name a folder below {FOLDER} that is on a volume of this computer.")
+    # Looked at without its journal, a volume must be mounted anew: ext4 refuses to be made writable then.
     if ours:
         run(("umount", target))
         run(("mount", device, target))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused(f"{said} cannot be made: {error.strerror}.", "Name another folder.") from None
         yield
     finally:
         if ours:
-            run(("mount", "-o", "remount,ro", target))
+            run(("sync", "--file-system", target))
+            # This mount alone: a running system may have the volume mounted, too, and goes on writing to it.
+            run(("mount", "-o", "remount,bind,ro", target))
+
+
+def _above(folder: Path, said: str) -> Path:
+    """The folder, or of those above it the first that is there. Raises DestinationRefused."""
+    above = folder
+    try:
+        while not above.exists():
+            above = above.parent
+    except OSError as error:
+        raise _refused(f"{said} cannot be looked at: {error.strerror}.", "Name another folder.") from None
+    if not above.is_dir():
+        raise _refused(f"{said} is not a folder." if above == folder else f"{above.name}, above {said}, is not a "
+                       "folder.", "Name a folder. One that is not there yet is made.")
+    return above
+
+
+def _refused(what: str, hint: str) -> DestinationRefused:
+    return DestinationRefused(what, hint=hint, untouched="Nothing was restored.")

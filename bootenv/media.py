@@ -28,7 +28,7 @@ class Medium:
     backup: FoundBackup
     size: int                          # bytes, of all its volumes
     verified: datetime | None = None   # when this computer last compared it
-    damaged: int = 0                   # files that were damaged then
+    damaged: int = 0                   # files that were damaged then; -1: the index alone was
 
     @property
     def set(self) -> AsrSet:
@@ -45,13 +45,14 @@ def known() -> tuple[Medium, ...]:
 
 
 def verify(medium: Medium) -> Generator[Event, None, tuple[Difference, ...]]:
-    """Compares every file with its checksum, and remembers what came out; returns the damaged ones."""
+    """Compares every file with its checksum, and remembers what came out; returns what is damaged."""
     damaged = yield from files.verify(medium.backup.path)
-    record_verified(medium.set.id, len(damaged))
+    record_verified(medium.set.id, files.damaged_files(damaged) or -bool(damaged))
     return damaged
 
 
 def record_verified(set_id: str, damaged: int) -> None:
+    """damaged: as in Medium."""
     path = ROOT / VERIFIED / set_id
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{now().isoformat()} {damaged}\n")

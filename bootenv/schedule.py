@@ -15,11 +15,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from . import network
-from .asr_disk import same_machine
+from .asr_disk import inside, same_machine
 from .destinations import Destination, at, files_of, whole
 from .drift import notice
-from .errors import CommandFailed, NoSuchJob, Unsupported
+from .errors import CommandFailed, NeedsRoot, NoSuchJob, Unsupported
 from .events import Difference
+from .provider import find_provider, provider_reference
 from .run import ROOT, log, run
 from .sif import AsrSet
 from .volumes import backups_in
@@ -27,6 +28,9 @@ from .volumes import backups_in
 UNITS = Path("etc/systemd/system")
 _JOB = "asr-job-"
 DRIFT = "asr-drift"
+BROKEN = "cannot be read from its units"         # in the place of a job's time
+_UNKNOWN = "not known"
+_MOST = 36_500                         # backups or days; who types more means something else
 _DAYS = {"Mon": "Monday", "Tue": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Fri": "Friday", "Sat": "Saturday",
          "Sun": "Sunday"}
 
@@ -100,6 +104,11 @@ class Job:
     options: tuple[str, ...] = ()      # KEY=VALUE for it
 
     @property
+    def broken(self) -> bool:
+        """Its units were edited into something else: only its name is known."""
+        return self.when == BROKEN
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """Of `asr prepare`."""
         return ("--to", self.to, "--disk", self.disk, *(word for point in self.add for word in ("--add", point)),
@@ -108,10 +117,11 @@ class Job:
                 *(("--keep", str(self.keep)) if self.keep else ()),
                 *(("--keep-days", str(self.keep_days)) if self.keep_days else ()))
 
-
     @property
     def kept(self) -> str:
         """In words: what stays of older backups."""
+        if self.broken:
+            return _UNKNOWN
         words = [f"the {self.keep} newest"] if self.keep else []
         words += [f"those of the last {self.keep_days} days"] if self.keep_days else []
         return " and ".join(words) or "all backups"
@@ -119,9 +129,20 @@ class Job:
 
 def job_from(name: str, when: str, to: str, disk: str, keep: str) -> Job:
     """A job as a person typed it. Raises Unsupported for a number that is none."""
-    if not keep.isdecimal():
-        raise Unsupported(f"{keep!r} is no number.", hint="Type how many backups are to be kept, or 0 for all.")
-    return Job(name, when, lasting(to), lasting(disk), int(keep))
+    return Job(name, when, lasting(to), lasting(disk), _number(keep))
+
+
+def check_answer(what: str, value: str) -> None:
+    """One of job_from()'s arguments by its name, as soon as it is typed. Raises what add_job() would raise for it."""
+    {"name": _check_name, "when": _check_time, "to": _check_destination, "disk": _check_disk,
+     "keep": _number}[what](value)
+
+
+def check_possible() -> None:
+    """Raises NeedsRoot, or Unsupported where asr isn't installed."""
+    if os.geteuid():
+        raise NeedsRoot("Scheduling a job needs root.", hint="Quit, and run it with sudo.")
+    program()
 
 
 def described() -> list[tuple[Job, str, str]]:
@@ -141,17 +162,23 @@ def program() -> str:
 def add_job(job: Job) -> None:
     """Writes and starts a job's timer.
 
-    Raises Unsupported for a name or time that won't do, CommandFailed; for an address that is none NetworkPlaceFailed,
-    for one without a password that a job can read PasswordWanted.
+    Raises Unsupported for a name, time, place or number that won't do, CommandFailed, NoProvider; for an address that
+    is none NetworkPlaceFailed, for one without a password that a job can read PasswordWanted.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", job.name):
-        raise Unsupported(f"{job.name} is no name for a job.", hint="Use small letters, digits and dashes.")
+    _check_name(job.name)
     asr = program()
-    normalized(job.when)
+    _check_time(job.when)
+    for place, check in ((job.to, _check_destination), (job.disk, _check_disk)):
+        check(place)
+    if not network.is_url(job.to) and not (job.provider and _is_elsewhere(job.to)):
+        _check_absolute(job.to)
+    for place in (job.disk, *job.add):
+        _check_absolute(place)
+    check_keeping(job.keep, job.keep_days)
     if any(not word.isprintable() for word in job.arguments):
         raise Unsupported("A place's name has a character that cannot be printed.", hint="Rename it first.")
-    if network.is_url(job.to):
-        network.check_unattended(network.parse(job.to))
+    if job.provider:
+        find_provider(provider_reference(job.provider, job.options).name)
     command = " ".join(map(_quoted, (asr, "prepare", *job.arguments)))
     _write(f"{_JOB}{job.name}.service", _SERVICE.format(
         name=job.name, command=command, asr=asr, network=_NETWORK if network.is_url(job.to) else ""))
@@ -165,6 +192,52 @@ def add_job(job: Job) -> None:
     except CommandFailed:
         remove_job(job.name)               # a job that will never run must not be listed
         raise
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+        raise Unsupported(f"{name or 'An empty word'} is no name for a job.",
+                          hint="Use small letters, digits and dashes, 31 at most.")
+
+
+def _check_time(when: str) -> None:
+    _, due = normalized(when)
+    if due == "never":
+        raise Unsupported(f"{when!r} never comes again.", hint="Such as: daily; Sun 03:00; *-*-01 04:30.")
+
+
+def _check_destination(place: str) -> None:
+    if not place.strip():
+        raise Unsupported("The job has no place for its backups.", hint="Name a folder, a device or an address.")
+    if network.is_url(place):
+        network.check_unattended(network.parse(place))
+
+
+def _check_disk(place: str) -> None:
+    if not place.strip():
+        raise Unsupported("The job has no place for the ASR disk.", hint="Name a device, a floppy image or a folder.")
+
+
+def _check_absolute(place: str) -> None:
+    """A unit starts in /, wherever its job was made."""
+    if not place.startswith("/"):
+        raise Unsupported(f"{place!r} is no whole path.", hint="Type it from its first slash on, as /mnt/backup.")
+
+
+def check_keeping(keep: int, keep_days: int) -> None:
+    """Raises Unsupported for numbers with which backups would go that somebody wants."""
+    for number in (keep, keep_days):
+        if not 0 <= number <= _MOST:
+            raise Unsupported(f"{number} backups or days cannot be kept.",
+                              hint=f"Say a number from 1 to {_MOST:,}, or 0 for all.")
+
+
+def _number(word: str) -> int:
+    if not word.isdecimal() or len(word) > 9:
+        raise Unsupported(f"{word!r} is no number of backups.",
+                          hint="Type how many backups are to be kept, or 0 for all.")
+    check_keeping(int(word), 0)
+    return int(word)
 
 
 def drift_units(asr: str) -> dict[str, str]:
@@ -185,8 +258,19 @@ def _write(name: str, text: str) -> None:
 
 
 def jobs() -> list[Job]:
-    """All jobs, by name."""
-    return [read_job(path) for path in sorted((ROOT / UNITS).glob(f"{_JOB}*.timer"))]
+    """All jobs, by name, also those that are broken."""
+    return [_as_found(path) for path in sorted((ROOT / UNITS).glob(f"{_JOB}*.timer"))]
+
+
+def _as_found(timer: Path) -> Job:
+    try:
+        job = read_job(timer)
+        normalized(job.when)
+        check_keeping(job.keep, job.keep_days)
+        return job
+    except (NoSuchJob, Unsupported) as error:
+        log(f"{timer}: {error}")
+        return Job(timer.stem.removeprefix(_JOB), BROKEN, _UNKNOWN, _UNKNOWN)
 
 
 def read_job(timer: Path) -> Job:
@@ -240,19 +324,34 @@ def ended(name: str, result: str) -> None:
 
 
 def lasting(place: str) -> str:
-    """A place as a job names it: a volume by its UUID, since sdb may be sdc after the next start."""
+    """A place as a job names it: from / on, where units start, unless it is an address or what a provider alone knows;
+    a volume by its UUID, since sdb may be sdc after the next start.
+    """
+    if not place or _is_elsewhere(place):
+        return place
+    place = inside(place) if not place.startswith("/") else place
     if not re.match(r"/dev/(sd|vd|hd|nvme|mmcblk|xvd)", place):
         return place
     uuid = run(("blkid", "--match-tag", "UUID", "--output", "value", place), check=False).strip()
     return f"/dev/disk/by-uuid/{uuid}" if uuid else place
 
 
+def _is_elsewhere(place: str) -> bool:
+    """As for `asr prepare`: nfs://server/export, or a provider's sftp:host:/repo."""
+    return bool(re.match(r"[^/]+:", place))
+
+
 # Times, in words
 
 def normalized(when: str) -> tuple[str, str]:
     """systemd's own form of a calendar expression, and when it is due next. Raises Unsupported for one that is none."""
+    if when == BROKEN:
+        return BROKEN, _UNKNOWN
     try:
-        said = run(("systemd-analyze", "calendar", when))
+        if not when.isprintable():             # it would be a line of its own in the unit
+            raise CommandFailed("a character that cannot be printed")
+        # --: a time that begins with a dash is no option.
+        said = run(("systemd-analyze", "calendar", "--", when))
     except CommandFailed:
         raise Unsupported(f"{when!r} is no time that systemd knows.",
                           hint="Such as: daily; Sun 03:00; Mon..Fri 22:00; *-*-01 04:30. See systemd.time(7)."
@@ -283,8 +382,9 @@ def in_words(form: str) -> str:
 def superseded(backups: Sequence[tuple[Path, datetime]], keep: int, keep_days: int, today: datetime) -> list[Path]:
     """The backups that need not stay: neither among the `keep` newest nor younger than `keep_days` days.
 
-    0 in both: none. The newest always stays.
+    0 in both: none. The newest always stays. Raises Unsupported for numbers that are no such.
     """
+    check_keeping(keep, keep_days)
     if not keep and not keep_days:
         return []
     newest_first = sorted(backups, key=lambda backup: backup[1], reverse=True)

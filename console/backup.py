@@ -32,9 +32,10 @@ from .screens import (
     difference_lines,
     key,
     text,
+    tried_again,
     when,
 )
-from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, cut, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.backup import Entry, Selection
@@ -61,6 +62,7 @@ class BackupApp(PrepareApp):
         self.documents, self.media, self.schedule = documents, media, schedule
         self.settings = settings
         self.complete = True
+        self.marked: tuple[bytes, ...] = ()            # what is to be backed up, in the tree of this computer's files
 
     async def pages(self) -> None:
         wizard = starts_in_wizard_mode(self.settings)
@@ -84,14 +86,16 @@ class BackupApp(PrepareApp):
         """Goes from tab to tab until something is chosen that pages() knows."""
         tab = 0
         while True:
+            page = self.tab(tab)
             try:
-                answer = await self.ask(self.tab(tab))
+                answer = await self.ask(page)
             except Exception as error:
-                await self.ask(self.page_for(error, "cancel"))
-                answer = ("tab", 0)
+                answer = ("tab", tab if await tried_again(self, error) else 0)
             finally:
                 if tab == Media.NUMBER:
                     await asyncio.to_thread(self.media.forget)
+            if isinstance(page, FilesTab):
+                self.marked = tuple(page.marked)       # they are there when the person comes back
             if isinstance(answer, str):
                 return answer
             if answer[:1] == ("tab",):
@@ -106,34 +110,42 @@ class BackupApp(PrepareApp):
 
     def tab(self, number: int) -> Page[Any]:
         if number == FilesTab.NUMBER:
-            return FilesTab(self.documents.entries, self.documents.select)
+            return FilesTab(self.documents.entries, self.documents.select, self.marked)
         return (Advanced(), Advanced(), Media(self.media.known), Jobs(self.schedule.described))[number]
 
     async def managed(self, what: str, which: Any) -> None:
         """What the tabs of media and jobs ask for."""
         try:
-            if what == "browse":
-                await asyncio.to_thread(self.media.known)      # its volume is mounted as long as it is looked into
-                await from_backup(self, which.backup.path)
-            elif what == "verify":
-                damaged = await self.perform(Verifying(), self.again(which))
-                await self.ask(Verified(which.backup.place, damaged))
-            elif what == "delete" and await self.ask(Sure(
-                    f"Remove the backup of {which.set.host}, {when(which.set.created)}?",
-                    f"{which.backup.place}\n\nThe ASR disk that belongs to it recovers nothing without it.",
-                    "To remove it for good")):
-                await asyncio.to_thread(self.media.delete, which)
-            elif what == "remove" and await self.ask(Sure(
-                    f"Remove the job {which.name}?", "The backups that it made stay.", "To remove the job")):
-                await asyncio.to_thread(self.schedule.remove_job, which.name)
-            elif what == "new":
-                await self.new_job()
+            while True:
+                try:
+                    return await self.manage(what, which)
+                except AsrError as error:
+                    if not await tried_again(self, error):
+                        return
         except Cancelled:
             pass
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
         finally:
             await asyncio.to_thread(self.media.forget)
+
+    async def manage(self, what: str, which: Any) -> None:
+        if what == "browse":
+            await asyncio.to_thread(self.media.known)      # its volume is mounted as long as it is looked into
+            await from_backup(self, which.backup.path)
+        elif what == "verify":
+            damaged = await self.perform(Verifying(), self.again(which))
+            await self.ask(Verified(which.backup.place, damaged))
+        elif what == "delete" and await self.ask(Sure(
+                f"Remove the backup of {which.set.host}, {when(which.set.created)}?",
+                f"{which.backup.place}\n\nThe ASR disk that belongs to it recovers nothing without it.",
+                "To remove it for good")):
+            await asyncio.to_thread(self.media.delete, which)
+        elif what == "remove" and await self.ask(Sure(
+                f"Remove the job {which.name}?", "The backups that it made stay.", "To remove the job")):
+            await asyncio.to_thread(self.schedule.remove_job, which.name)
+        elif what == "new":
+            await self.new_job()
 
     def again(self, medium: "Medium") -> "Generator[Event, None, tuple[Difference, ...]]":
         """Finds a backup again, since its volume is mounted only as long as it is looked at, and verifies it."""
@@ -142,36 +154,74 @@ class BackupApp(PrepareApp):
         return (yield from self.media.verify(medium))
 
     async def new_job(self) -> None:
-        """Asks one thing after the other; what systemd or a person refuses is asked again from the first."""
-        said = {}
-        for name, heading, explanation, value in _JOB:
-            said[name] = await self.ask(Browse(heading, explanation, value))
-            if not said[name]:
-                return
-        job = await asyncio.to_thread(self.schedule.job_from, **said)
-        await asyncio.to_thread(self.schedule.add_job, job)
+        """Asks one thing after the other; what won't do is asked again, and what else was typed stays."""
+        await asyncio.to_thread(self.schedule.check_possible)
+        said = {name: value for name, *_, value in _JOB}
+        at = 0
+        while at < len(_JOB):
+            name, heading, explanation, _ = _JOB[at]
+            answer = await self.ask(Browse(heading, explanation, said[name]))
+            if not answer:
+                if not at:
+                    return
+                at -= 1
+                continue
+            said[name] = answer
+            try:
+                await asyncio.to_thread(self.schedule.check_answer, name, answer)
+                if name == "name" and not await self.may_be_added(answer):
+                    continue
+                if name == _JOB[-1][0]:
+                    job = await asyncio.to_thread(self.schedule.job_from, **said)
+                    await asyncio.to_thread(self.schedule.add_job, job)
+                at += 1
+            except AsrError as error:
+                if not await tried_again(self, error):
+                    return
+
+    async def may_be_added(self, name: str) -> bool:
+        """Whether there is no job of a name, or a person agrees that it goes."""
+        if name not in {job.name for job in await asyncio.to_thread(self.schedule.jobs)}:
+            return True
+        return await self.ask(Sure(
+            f"Replace the job {name}?", "There is a job of this name. The new one takes its place, also of what the "
+            "command line said of it: data volumes, days, a provider.\n\nThe backups that it made stay.",
+            "To replace it"))
 
     async def done(self, wish: str) -> bool:
         """Does one thing; False: it was left, and another may be chosen."""
         try:
-            if wish == "done":
-                return True
-            if wish == "set":
-                assert self.look
-                self.survey = await self.ask(Looking("The wizard is looking at this computer...", self.look))
-                self.complete = False
-                await self.prepared()
-                return True
-            if wish == "restore":
-                await restore_files(self)
-            elif wish in ("mine", "everyone"):
-                paths = self.documents.mine() if wish == "mine" else self.documents.everyones()
-                return await self.backed_up_files(paths)
-            elif wish == "choose":
-                marked = await self.ask(Chosen(self.documents.entries, self.documents.select))
-                return bool(marked) and await self.backed_up_files(list(map(_named, marked)))
+            while True:
+                try:
+                    return await self.do(wish)
+                except AsrError as error:
+                    if not await tried_again(self, error):
+                        return False
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
+            return False
+
+    async def do(self, wish: str) -> bool:
+        """See done()."""
+        if wish == "done":
+            return True
+        if wish == "set":
+            assert self.look
+            self.survey = await self.ask(Looking("The wizard is looking at this computer...", self.look))
+            self.complete = False
+            await self.prepared()
+            return True
+        if wish == "restore":
+            await restore_files(self)
+        elif wish in ("mine", "everyone"):
+            paths = self.documents.mine() if wish == "mine" else self.documents.everyones()
+            return await self.backed_up_files(paths)
+        elif wish == "choose":
+            while marked := await self.ask(Chosen(self.documents.entries, self.documents.select, self.marked)):
+                self.marked = marked
+                if await self.backed_up_files(list(map(_named, marked))):
+                    return True
+            self.marked = ()
         return False
 
     async def backed_up_files(self, paths: Sequence[str]) -> bool:
@@ -207,6 +257,10 @@ _JOB = (
      "A device, a floppy image or a folder that is there when the job runs.", ""),
     ("keep", "New job: how many backups are kept?",
      "So many of the newest stay; older ones of this computer are removed there. 0 keeps all.", "4"),
+)
+_BROKEN = (
+    "The units of the job {name} were edited: what it does cannot be read from them. X removes it; then add it again, "
+    "or put the units in /etc/systemd/system right."
 )
 _WHERE = (
     "Type a folder, or the path of the file to write.\n\nThis backup holds files alone: it does not bring back a "
@@ -360,8 +414,8 @@ class Media(Choosing[Any], Tab):
 
     def tab(self) -> Iterable[Widget]:
         yield Lines(1)
-        yield Marks([self.LOOKING], height=12)
-        yield Lines(3, id="about")
+        yield Marks([self.LOOKING], height=11)
+        yield Lines(4, id="about")
 
     def on_mount(self) -> None:
         self.query_one(Lines).show("  " + _MEDIUM.format("Created (UTC)", "Age", "Computer", "Size", "Verified"))
@@ -372,23 +426,25 @@ class Media(Choosing[Any], Tab):
     def on_marks_moved(self) -> None:
         chosen = self.chosen
         self.query_one("#about", Lines).show(*([
+            f"      Computer     {cut(chosen.set.host, TEXT_WIDTH - 19)}",
+            f"      System       {cut(chosen.set.system, TEXT_WIDTH - 19)}",
             f"      At           {shortened(chosen.backup.place, TEXT_WIDTH - 19)}",
-            f"      System       {chosen.set.system}",
             f"      Files        {chosen.set.backup.files:,}"] if chosen else []))
 
     def action_take(self, what: str) -> None:
         self.answer((what, self.chosen))
 
 
-_MEDIUM = "{:<16} {:>6}  {:<16.16} {:>9}  {}"
+_MEDIUM = "{:<16} {:>6}  {:<16} {:>9}  {}"
 
 
 def medium_line(medium: "Medium", today: datetime) -> str:
     days = (today - medium.set.created).days
-    verified = (f"{medium.damaged} damaged" if medium.damaged else f"{medium.verified:%Y-%m-%d}") \
-        if medium.verified else "never"
-    return _MEDIUM.format(f"{medium.set.created:%Y-%m-%d %H:%M}", f"{days} d", medium.set.host, human(medium.size),
-                          verified)
+    verified = f"{medium.verified:%Y-%m-%d}" if medium.verified else "never"
+    if medium.damaged:
+        verified = f"{medium.damaged} damaged" if medium.damaged > 0 else "index damaged"
+    return _MEDIUM.format(f"{medium.set.created:%Y-%m-%d %H:%M}", f"{days} d", cut(medium.set.host, 16),
+                          human(medium.size), verified)
 
 
 class Jobs(Choosing[Any], Tab):
@@ -411,14 +467,14 @@ class Jobs(Choosing[Any], Tab):
 
     def line(self, found: "tuple[Job, str, str]") -> str:
         job, words, _ = found
-        return f"{job.name:<18} {words}"
+        return cut(f"{job.name:<18} {words}", TEXT_WIDTH - 4)
 
     def on_marks_moved(self) -> None:
         if self.chosen:
             job, _, due = self.chosen
-            self.query_one(Lines).show(
+            self.query_one(Lines).show(*(wrapped(_BROKEN.format(name=job.name)) if job.broken else (
                 f"      Next         {due}", f"      Backup       {shortened(job.to, TEXT_WIDTH - 19)}",
-                f"      ASR disk     {shortened(job.disk, TEXT_WIDTH - 19)}", f"      Keeps        {job.kept}")
+                f"      ASR disk     {shortened(job.disk, TEXT_WIDTH - 19)}", f"      Keeps        {job.kept}")))
 
     def action_remove(self) -> None:
         self.answer(("remove", self.chosen[0]))

@@ -16,8 +16,20 @@ from bootenv.events import Difference, Progress
 
 from .app import Cancelled
 from .network import ADDRESSES, BrowseBackup, told
-from .screens import Browse, Cancellable, Looking, Page, ProgressPage, bullets, difference_lines, key, text, when
-from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
+from .screens import (
+    Browse,
+    Cancellable,
+    Looking,
+    Page,
+    ProgressPage,
+    bullets,
+    difference_lines,
+    key,
+    text,
+    tried_again,
+    when,
+)
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, cut, shortened
 
 if TYPE_CHECKING:
     from .app import SetupApp
@@ -36,10 +48,20 @@ async def verify_backup(app: "SetupApp") -> None:
 
 async def _with_chosen(app: "SetupApp", question: str, do: "Callable[[SetupApp, str], Awaitable[bool]]") -> None:
     """From the Welcome page and back to it: what is done with one backup after the other, until it says True."""
+    choice = _Choice(app, question)
+    backup = ""
     try:
-        found = await app.ask(Searching())
-        while (backup := await chosen(app, found, question)) and not await do(app, backup):
-            pass
+        while True:
+            try:
+                backup = backup or await choice.ask()
+                if not backup or await do(app, backup):
+                    return
+                backup = ""
+            except AsrError as error:
+                if not await tried_again(app, error):
+                    return
+                if choice.typed(backup):
+                    backup = ""
     except Cancelled:
         pass
     except Exception as error:
@@ -59,22 +81,45 @@ async def from_backup(app: "SetupApp", backup: str) -> bool:
     """Marks files in a backup and restores them; False: the person went back."""
     marked: tuple[bytes, ...] = ()
     while marked := await app.ask(Tree(partial(story.entries, backup), marked)):
-        folder = await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), f"{story.FOLDER}/"))
-        if folder and await restored(app, backup, marked, folder):
-            return True
+        folder = f"{story.FOLDER}/"
+        while folder := await app.ask(Browse("Where to?", _WHERE.format(folder=story.FOLDER), folder)):
+            try:
+                await restored(app, backup, marked, folder)
+                return True
+            except AsrError as error:
+                if not await tried_again(app, error):
+                    break
     return False
 
 
-async def chosen(app: "SetupApp", found: "list[story.FoundBackup]", question: str) -> str:
-    """A backup's path, "" to go back."""
-    place = f"{story.FOLDER}/"
-    while (answer := await app.ask(Backups(found, question))) == _BROWSE:
-        path = await app.ask(BrowseBackup("Another backup", _BROWSE_FOR, place))
-        if story.is_url(path):
-            place, found = path, await found_on(app, path) or found
-        elif path:
-            return path
-    return answer
+class _Choice:
+    """Which backup? Between two questions, what was found and what was typed stay as they are."""
+
+    def __init__(self, app: "SetupApp", question: str):
+        self.app, self.question = app, question
+        self.found: list[story.FoundBackup] | None = None
+        self.place = f"{story.FOLDER}/"            # that was typed last
+        self.typing = False
+
+    async def ask(self) -> str:
+        """A backup's path, "" to go back."""
+        if self.found is None:
+            self.found = await self.app.ask(Searching())
+        while True:
+            if not self.typing and (answer := await self.app.ask(Backups(self.found, self.question))) != _BROWSE:
+                return answer
+            self.typing = False
+            path = await self.app.ask(BrowseBackup("Another backup", _BROWSE_FOR, self.place))
+            self.place = path or self.place
+            if story.is_url(path):
+                self.found = await found_on(self.app, path) or self.found
+            elif path:
+                return path
+
+    def typed(self, path: str) -> bool:
+        """Whether a path was: it may be mistyped, and is then asked for first."""
+        self.typing = path == self.place
+        return self.typing
 
 
 async def found_on(app: "SetupApp", url: str) -> "list[story.FoundBackup] | None":
@@ -90,16 +135,12 @@ async def found_on(app: "SetupApp", url: str) -> "list[story.FoundBackup] | None
                 return None
 
 
-async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder: str) -> bool:
-    """False: it can't be put there, and another place may do."""
+async def restored(app: "SetupApp", backup: str, marked: Sequence[bytes], folder: str) -> None:
+    """Raises AsrError if it can't be put there; another place may do."""
     page = ProgressPage("Restoring files", "The files that you marked are restored, and nothing else.",
                         "Files that are restored already stay.")
-    try:
-        differences = await app.perform(page, story.extract(backup, marked, folder))
-    except AsrError as error:
-        return await app.ask(app.page_for(error, "cancel")) == "cancel"
+    differences = await app.perform(page, story.extract(backup, marked, folder))
     await app.ask(Restored(folder, page.copied, differences))
-    return True
 
 
 _BROWSE_FOR = f"Type the path of the backup's file, or an address on the network:\n\n      {ADDRESSES}"
@@ -148,12 +189,28 @@ class Backups(Page[str]):
         self.found = found
 
     def content(self) -> Iterable[Widget]:
-        lines = [f"{when(b.set.created)}  {b.set.host}  {shortened(b.place, 40)}" for b in self.found]
-        yield Marks(lines or ["No backup was found."], height=12)
+        hosts = [cut(b.set.host, 22) for b in self.found]
+        width = max(map(len, hosts), default=0)
+        lines = [f"{when(b.set.created)}  {host:<{width}}  {shortened(b.place, TEXT_WIDTH - 4 - 20 - width - 4)}"
+                 for b, host in zip(self.found, hosts, strict=True)]
+        yield Marks(lines or ["No backup was found."], height=9)
+        yield Lines(3)
         yield bullets("To choose a backup, press ENTER.", "To name another one, press B.")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return bool(self.found) if action == "choose" else super().check_action(action, parameters)
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.on_marks_moved()
+
+    def on_marks_moved(self) -> None:
+        if self.found:
+            chosen = self.found[self.query_one(Marks).chosen]
+            self.query_one(Lines).show(
+                f"      Computer     {cut(chosen.set.host, TEXT_WIDTH - 19)}",
+                f"      System       {cut(chosen.set.system, TEXT_WIDTH - 19)}",
+                f"      At           {shortened(chosen.place, TEXT_WIDTH - 19)}")
 
     def action_choose(self) -> None:
         self.answer(self.found[self.query_one(Marks).chosen].path)
@@ -325,8 +382,10 @@ class Verified(Page[None]):
 
     def __init__(self, place: str, damaged: Sequence[Difference], disk: str = ""):
         super().__init__()
-        are = "is" if len(damaged) == 1 else "are"
-        self.HEADING = f"{len(damaged)} of its files {are} DAMAGED." if damaged else "The backup is whole."
+        count = story.damaged_files(damaged)
+        are = "is" if count == 1 else "are"
+        self.HEADING = (f"{count} of its files {are} DAMAGED." if count else
+                        "The backup's index is DAMAGED." if damaged else "The backup is whole.")
         self.place, self.damaged, self.disk = place, damaged, disk
 
     def content(self) -> Iterable[Widget]:

@@ -35,8 +35,9 @@ from .screens import (
     difference_lines,
     key,
     text,
+    tried_again,
 )
-from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, shortened, wrapped
+from .widgets import TEXT_WIDTH, Field, Gauge, Lines, Listing, Marks, cut, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.asr_disk import Drive
@@ -72,6 +73,7 @@ class PrepareApp(SetupApp):
         self.complete = False
         self.unlike: tuple[Difference, ...] = ()       # what could not be read as it was
         self.typed = ("", "")                          # the backup's place and name, as they were last
+        self.typed_disk = ""                           # and the ASR disk's
 
     async def pages(self) -> None:
         if self.look and not hasattr(self, "survey"):
@@ -100,30 +102,37 @@ class PrepareApp(SetupApp):
 
     async def add_volumes(self) -> None:
         """Marks data volumes; the machine is looked at anew, since all that depends on its disks changes."""
-        points = await self.ask(DataVolumes(self.survey))
-        if points is not None:
-            await self.look_again(points, self.survey.draft.provider)
+        points = [volume.point for volume in self.survey.more if volume.added]
+        while (marked := await self.ask(DataVolumes(self.survey, points))) is not None:
+            points = list(marked)
+            if await self.looked_again(marked, self.survey.draft.provider):
+                return
 
     async def choose_provider(self) -> None:
         """Whose backup it will be: ours, or another product's."""
         name = await self.ask(Providers(lambda: ("", *self.story.known_providers())))
-        if name is None:
-            return
-        try:
-            options = await self.ask(Options(f"{name}: its options", _OPTIONS)) if name else _NO_OPTIONS
-            if options:
+        options = ""
+        while name is not None:
+            if name and not (options := await self.ask(Options(f"{name}: its options", _OPTIONS, options))):
+                return
+            try:
                 provider = self.story.provider_reference(name, options.split()) if name else None
-                await self.look_again([volume.point for volume in self.survey.more if volume.added], provider)
-        except AsrError as error:
-            await self.ask(self.page_for(error, "cancel"))
+            except AsrError as error:
+                if not await tried_again(self, error):
+                    return
+            else:
+                if await self.looked_again([volume.point for volume in self.survey.more if volume.added], provider):
+                    return
 
-    async def look_again(self, points: Sequence[str], provider: "ProviderReference | None") -> None:
+    async def looked_again(self, points: Sequence[str], provider: "ProviderReference | None") -> bool:
+        """False: it is refused, and something else is to be tried."""
         try:
             assert self.look
             self.survey = await self.ask(
                 Looking(_LOOKING, partial(self.look, add=points, provider=provider), _NO_SET))
+            return True
         except Exception as error:
-            await self.ask(self.page_for(error, "cancel"))
+            return not await tried_again(self, error)
 
     async def backed_up(self) -> "AsrSet | None":
         """One attempt, from the destination to the backup that was read back."""
@@ -164,13 +173,18 @@ class PrepareApp(SetupApp):
                 return found
 
     async def read_report(self, set: "AsrSet") -> None:
+        path = ""
         try:
             said = await asyncio.to_thread(self.story.read_report, set)
             while await self.ask(Report(said, f"/{self.story.report_of(set)}")):
-                path = await self.ask(Browse("Save the report", "Type the path of the file to write."))
-                if path:
-                    await asyncio.to_thread(self.story.save_report, set, path)
-                    await self.ask(Notice("The report was saved.", shortened(path, TEXT_WIDTH)))
+                while path := await self.ask(Browse("Save the report", "Type the path of the file to write.", path)):
+                    try:
+                        await asyncio.to_thread(self.story.save_report, set, path)
+                        await self.ask(Notice("The report was saved.", shortened(path, TEXT_WIDTH)))
+                        break
+                    except AsrError as error:
+                        if not await tried_again(self, error):
+                            break
         except Exception as error:
             await self.ask(self.page_for(error, "cancel"))
 
@@ -202,7 +216,8 @@ class PrepareApp(SetupApp):
     async def other_place(self, find: "Callable[[], tuple[Drive, ...]]") -> str:
         place = await self.ask(Drives(find))
         if place == _TYPED:
-            return await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK))
+            place = await self.ask(Browse("Another place for the ASR disk", _OTHER_DISK, self.typed_disk))
+            self.typed_disk = place or self.typed_disk
         return place
 
     @work(exclusive=True, group="story")
@@ -265,13 +280,13 @@ class Welcome(Page[str]):
         yield text("This wizard makes a backup of this computer's system, and an ASR disk. You need a blank, "
                    "1.44 MB floppy disk or a USB stick.")
         yield text(
-            f"      Computer     {draft.host}\n"
-            f"      System       {draft.system}\n"
-            f"      Disks        {disks[:TEXT_WIDTH - 19]}\n"
-            f"      Mounted at   {points[:TEXT_WIDTH - 19]}\n"
+            f"      Computer     {cut(draft.host, TEXT_WIDTH - 19)}\n"
+            f"      System       {cut(draft.system, TEXT_WIDTH - 19)}\n"
+            f"      Disks        {cut(disks, TEXT_WIDTH - 19)}\n"
+            f"      Mounted at   {cut(points, TEXT_WIDTH - 19)}\n"
             f"      Size         {human(self.survey.used)} before compression\n"
             f"      Verdict      {verdict(self.survey.findings)}"
-            + (f"\n      Backup by    {draft.provider.name}" if draft.provider else "")
+            + (f"\n      Backup by    {cut(draft.provider.name, TEXT_WIDTH - 19)}" if draft.provider else "")
         )
         yield from not_protected(self.survey.left_out, 6)
         yield text("   •  To continue, press N." + ("  To add a volume, press A." if self.survey.more else ""))
@@ -325,10 +340,10 @@ class DataVolumes(Page["tuple[str, ...] | None"]):
     )
     WARNING = _NO_SET
 
-    def __init__(self, survey: "Survey"):
+    def __init__(self, survey: "Survey", marked: Iterable[str]):
         super().__init__()
         self.volumes = survey.more
-        self.marked = {volume.point for volume in survey.more if volume.added}
+        self.marked = set(marked)
 
     def content(self) -> Iterable[Widget]:
         yield text("These are on disks that the system does not need. Mark what is to be in the set, too:")
@@ -341,7 +356,7 @@ class DataVolumes(Page["tuple[str, ...] | None"]):
     def show_marks(self) -> None:
         self.query_one(Marks).show([
             f"{'*' if v.point in self.marked else ' '} {shortened(v.point, 34):<34} {human(v.used):>12}  "
-            f"{' '.join(v.disks)[:18]}" for v in self.volumes])
+            f"{cut(' '.join(v.disks), 18)}" for v in self.volumes])
 
     def action_mark(self) -> None:
         self.marked ^= {self.volumes[self.query_one(Marks).chosen].point}
@@ -502,7 +517,7 @@ _PLACE = "  {:<15.15} {:<26} {:<13.13} {:>10}"
 def place_line(place: "Place") -> str:
     free = human(place.free) if place.free or not place.refused else ""
     return ("-" if place.refused else " ") + _PLACE.format(
-        place.label, shortened(place.where, 26), f"[{place.type}]", free)[1:]
+        cut(place.label, 15), shortened(place.where, 26), f"[{place.type}]", free)[1:]
 
 
 class Completing(Page[bool]):
@@ -530,7 +545,7 @@ class Completing(Page[bool]):
         provider = self.survey.draft.provider
         yield text("You have completed the wizard. It will write this backup:")
         yield text(
-            f"      Computer     {self.survey.draft.host}\n"
+            f"      Computer     {cut(self.survey.draft.host, TEXT_WIDTH - 19)}\n"
             f"      Backup       {shortened(where, TEXT_WIDTH - 19)}\n"
             + (f"      By           {provider.name}, {human(self.survey.used)} of files" if provider else
                f"      Size         about {human(backup_size(self.survey.used))}, of {human(self.survey.used)} of "
@@ -665,7 +680,9 @@ class Label(Page[None]):
 
     def __init__(self, label: str):
         super().__init__()
-        self.label = label.splitlines()
+        # Whole, since it is copied by hand; a hyphen at a line's end would look like one that divides a word.
+        self.label = [part for line in label.splitlines()
+                      for part in wrap(line, TEXT_WIDTH - 4, break_on_hyphens=False)]
 
     def content(self) -> Iterable[Widget]:
         yield text("Remove the diskette, and label it as shown:")

@@ -36,6 +36,7 @@ from .widgets import (
     Marks,
     StatusBar,
     Title,
+    cut,
     drawable,
     shortened,
     wrapped,
@@ -316,6 +317,14 @@ class UnexpectedPage(Page[str]):
         ), markup=False, classes="popup fatal")
 
 
+async def tried_again(app: "SetupApp", error: Exception) -> bool:
+    """Says what went wrong. True: the same is to be tried again, from the question that may have been the cause.
+
+    An error in the program itself would only come again.
+    """
+    return await app.ask(app.page_for(error, "cancel")) == "retry" and isinstance(error, AsrError)
+
+
 class LeaveQuestion(ModalScreen[bool]):
     """F3 asks."""
 
@@ -529,10 +538,10 @@ def difference_lines(difference: Difference) -> list[str]:
 def set_lines(set: "AsrSet") -> list[str]:
     """What tells one ASR set from another, for people."""
     return [
-        f"      Computer     {set.host}",
-        f"      System       {set.system}",
+        f"      Computer     {cut(set.host, TEXT_WIDTH - 19)}",
+        f"      System       {cut(set.system, TEXT_WIDTH - 19)}",
         f"      Created      {when(set.created)}",
-        f"      Backup       {backup_of(set)}",
+        f"      Backup       {shortened(backup_of(set), TEXT_WIDTH - 19)}",
     ]
 
 

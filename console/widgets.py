@@ -282,3 +282,8 @@ class Field(Input):
 def shortened(text: str, width: int) -> str:
     """A text that is too long keeps its end: of a path, that is the file's name."""
     return text if len(text) <= width else "..." + text[len(text) - width + 3:]
+
+
+def cut(text: str, width: int) -> str:
+    """A text that is too long keeps its beginning."""
+    return text if len(text) <= width else text[:width - 3] + "..."

@@ -40,7 +40,7 @@ from bootenv.offline import Block, Line, System
 from bootenv.prepare import DataVolume, Survey, label_of, provider_reference
 from bootenv.recover import Check, Lock
 from bootenv.restore import FoundBackup, Outcome
-from bootenv.schedule import Job
+from bootenv.schedule import BROKEN, Job
 from bootenv.sif import AsrSet, BackupReference, CarriedFile, Command, ProviderReference, write_sif
 from console import backup, files, network, offline, prepare, recover, restore, screens
 from console.__main__ import main, stage
@@ -63,6 +63,10 @@ WITH_MORE = replace(
     SET, files=(CarriedFile("drivers/raid.ko", 5, "0" * 64), CarriedFile("drivers/firmware/a.fw", 5, "0" * 64)),
     commands=(Command("Stopping", ("stop",), "before"), Command("Joining the domain", ("join",), "after"),
               Command("Registering", ("register",), "after", "system", critical=True)))
+LONG = replace(
+    SET, host="database-01.production.example-company.com", system="A GNU/Linux of " + "many words and " * 5 + "1.0",
+    layout=replace(LAYOUT, disks=tuple(replace(LAYOUT.disks[0], id=f"d{n}", path=f"/dev/nvme{n}n1") for n in range(6)),
+                   mounts=tuple(Mount(f"m{n}", f"/srv/volume-{n}") for n in range(9))))
 DISK = AsrDisk("/dev/fd0", "floppy disk drive A:", SET)
 OTHER = AsrDisk("/dev/sdc1", "/dev/sdc1 ASR 7,5G", replace(
     SET, id="aaaaaaaa-6f0b-4a57-9a52-0d3c1c0e7a11", host="web2", created=datetime(2025, 11, 2, 8, 30, tzinfo=UTC)),
@@ -412,10 +416,17 @@ PAGES = {
     "17-advanced": (lambda: backup.Advanced(), "[Welcome]", None),
     "17-backup": (lambda: backup.FilesTab(lambda directory: BACKUP[directory], counted, [b"etc"]), "48,123,904", None),
     "17-media": (lambda: backup.Media(lambda: MEDIA), "BACKUP", None),
+    "17-media-long": (lambda: backup.Media(lambda: (replace(MEDIA[0], backup=replace(FOUND, set=LONG), damaged=-1),)),
+                      "At", None),
     "17-jobs": (lambda: backup.Jobs(lambda: [(JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]),
                 "Keeps", None),
+    "17-jobs-broken": (lambda: backup.Jobs(lambda: [
+        (replace(JOB, name="a-job-whose-name-is-as-long-as", when=BROKEN), BROKEN, "not known"),
+        (JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]), "X removes", None),
     "17-sure": (lambda: backup.Sure("Remove the job nightly?", "The backups stay.", "To remove it"), "F8", None),
     "17-verified": (lambda: files.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
+    "17-verified-index": (lambda: files.Verified(FOUND.place, (Difference(files.story.INDEX, "It is lost."),)),
+                          "DAMAGED", None),
     "26-verified": (lambda: files.Verified(FOUND.place, (), "Its ASR disk is whole, and in floppy disk drive A:."),
                     "is whole", None),
     "26-damaged": (lambda: files.Verified(FOUND.place, DIFFERENCES, OF_ANOTHER), "DAMAGED", None),
@@ -434,7 +445,7 @@ PAGES = {
                                 preparation()),
     "18-completing-provider": (lambda: prepare.Completing(BY_RESTIC, replace(
         DESTINATION, notes=("The repository has 12 snapshots.",))), "snapshots", preparation()),
-    "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY), "/srv/data", preparation()),
+    "18-data-volumes": (lambda: prepare.DataVolumes(SURVEY, ()), "/srv/data", preparation()),
     "18-looking": (lambda: screens.Looking(prepare._LOOKING, lambda: time.sleep(4)), "wait", preparation()),
     "18-destination": (lambda: prepare.BackupDestination(SURVEY, "/home"), "/home", preparation()),
     "18-server": (lambda: network.NetworkPassword(NAS, warning=prepare._NO_SET), "wants", preparation()),
@@ -449,6 +460,9 @@ PAGES = {
     "20-insert-diskette": (lambda: prepare.InsertDiskette("/dev/fd0"), "blank", preparation()),
     "20-drives": (lambda: prepare.Drives(lambda: (Drive("/dev/fd0", "floppy disk drive A:"), STICK)), "Data", None),
     "20-writing": (lambda: at_work(prepare.Writing("/dev/fd0"), Progress("Writing /dev/fd0", 1, 2)), "50%", None),
+    "18-welcome-long": (lambda: prepare.Welcome(replace(BY_RESTIC, draft=replace(
+        LONG, provider=BY_RESTIC.draft.provider))), "press N", preparation()),
+    "21-label-long": (lambda: prepare.Label(label_of(LONG)), "label it", preparation()),
     "21-label": (lambda: prepare.Label(label_of(SET)), "label it", preparation()),
     "22-complete": (lambda: prepare.Complete(SURVEY), "complete", preparation()),
     "22-complete-provider": (lambda: prepare.Complete(BY_RESTIC, (NOT_COMPARED,)), "complete", preparation()),
@@ -456,6 +470,7 @@ PAGES = {
     "23-searching": (lambda: files.Searching(), "looking", None),
     "23-backups": (lambda: files.Backups([FOUND, replace(FOUND, set=replace(SET, host="other"))],
                                           "Restore single files: from which backup?"), "from which", None),
+    "23-backups-long": (lambda: files.Backups([replace(FOUND, set=LONG)], "Verify: which backup?"), "which", None),
     "24-tree": (lambda: files.Tree(lambda directory: BACKUP[directory], [b"etc/hosts"]), "home", None),
     "25-restored": (lambda: files.Restored("/run/asr/volumes/vda2/", RESTORING, DIFFERENCES), "differences", None),
     "error-unexpected": (lambda: screens.UnexpectedPage(ZeroDivisionError("division by zero")), "Zero", None),
@@ -669,7 +684,7 @@ async def test_left_closes_the_directory_around_and_nothing_is_restored_unmarked
     assert single_files == ["forgot"]
 
 
-async def test_a_place_that_will_not_do_can_be_named_again(single_files, monkeypatch, tmp_path):
+async def test_a_place_that_will_not_do_can_be_named_again_or_the_tree_comes_back(single_files, monkeypatch, tmp_path):
     monkeypatch.setattr(files.story, "extract", lambda *_: working(errors.DestinationRefused("Not there.")))
     async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
         await to_the_tree(pilot)
@@ -678,6 +693,15 @@ async def test_a_place_that_will_not_do_can_be_named_again(single_files, monkeyp
         await pilot.press("x", "enter")
         await until(pilot, "Not there.")
         await pilot.press("enter")
+        await until(pilot, "Where to?")
+        assert pilot.app.screen.query_one(Input).value == "/run/asr/volumes/x"
+        await pilot.press("enter")
+        await until(pilot, "Not there.")
+        await pilot.press("escape")
+        await until(pilot, "1 marked")
+        await pilot.press("r")
+        await until(pilot, "Where to?")
+        await pilot.press("escape")
         await until(pilot, "1 marked")
 
 
@@ -744,6 +768,48 @@ async def test_an_address_that_fails_says_why_and_the_list_comes_back(single_fil
         await pilot.press("escape")
         await until(pilot, "Verify: which backup?")
         assert "BACKUP (/dev/vdb)" in screen_text(pilot.app)
+
+
+async def test_a_path_that_is_wrong_is_asked_for_again_with_what_was_typed(single_files, monkeypatch, tmp_path):
+    def entries(backup, directory):
+        if backup.endswith("x"):
+            raise errors.BackupNotFound(f"There is no file {backup}.")
+        return BACKUP[directory]
+
+    monkeypatch.setattr(files.story, "entries", entries)
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("r")
+        await until(pilot, "from which backup")
+        await pilot.press("b")
+        await until(pilot, "Another backup")
+        await pilot.press("x", "enter")
+        await until(pilot, "There is no file /run/asr/volumes/x.")
+        await pilot.press("enter")
+        await until(pilot, "Another backup")
+        assert pilot.app.screen.query_one(Input).value == "/run/asr/volumes/x"
+        await pilot.press("backspace", "y", "enter")
+        await until(pilot, "vmlinuz")
+
+
+async def test_what_failed_with_a_backup_of_the_list_is_tried_again(single_files, monkeypatch, tmp_path):
+    tried = []
+
+    def verify(path):
+        tried.append(path)
+        return working(errors.DamagedBackup("It cannot be read.")) if len(tried) == 1 else working(outcome=())
+
+    monkeypatch.setattr(files.story, "verify", verify)
+    monkeypatch.setattr(files.story, "disk_of", lambda path: "")
+    async with recover_app(boot_recovery(), tmp_path).run_test(size=(80, 25)) as pilot:
+        await welcome(pilot)
+        await pilot.press("v")
+        await until(pilot, "which backup?")
+        await pilot.press("enter")
+        await until(pilot, "It cannot be read.")
+        await pilot.press("enter")
+        await until(pilot, "The backup is whole.")
+    assert tried == [FOUND.path] * 2
 
 
 async def test_what_cannot_be_verified_says_so(monkeypatch, single_files, tmp_path):
@@ -1881,7 +1947,11 @@ async def test_the_backup_of_another_product_is_chosen_in_the_wizard():
         await until(pilot, "restic")
         await pilot.press("down", "enter")
         await until(pilot, "KEY=VALUE")
-        await pilot.press(*"password-file=/p tag=a", "enter")
+        await pilot.press(*"Bad", "enter")
+        await until(pilot, "small letters")
+        await pilot.press("enter")
+        await until(pilot, "KEY=VALUE")                # with what was typed
+        await pilot.press("backspace", "backspace", "backspace", *"password-file=/p tag=a", "enter")
         await until(pilot, "Backup by    restic")
         await pilot.press("n")
         await until(pilot, "Where should restic write it?")
@@ -1922,6 +1992,10 @@ async def test_a_machine_that_cannot_be_recovered_with_a_volume_says_so_and_stay
         await until(pilot, "NOT protected")
         await pilot.press("a")
         await until(pilot, "Data volumes")
+        await pilot.press("space", "enter")
+        await until(pilot, "/srv/data lies on ZFS.")
+        await pilot.press("enter")
+        await until(pilot, "* /srv/data")              # with what was marked
         await pilot.press("enter")
         await until(pilot, "/srv/data lies on ZFS.")
         await pilot.press("escape")
@@ -2126,7 +2200,8 @@ def backup_app(tmp_path, look=lambda: SURVEY, **changes):
     media = SimpleNamespace(**{"known": lambda: MEDIA, "forget": lambda: None,
                                "verify": lambda medium: working(BACKING_UP, outcome=DIFFERENCES[:1]),
                                "delete": Counted()} | {k: v for k, v in changes.items() if k in MANAGED})
-    jobs = SimpleNamespace(**{"described": lambda: [], "job_from": lambda **said: said,
+    jobs = SimpleNamespace(**{"described": lambda: [], "job_from": lambda **said: said, "jobs": lambda: [],
+                              "check_possible": lambda: None, "check_answer": lambda what, value: None,
                               "add_job": Counted(), "remove_job": Counted()}
                            | {k: v for k, v in changes.items() if k in SCHEDULED})
     more = {k: v for k, v in changes.items() if k not in (*MANAGED, *SCHEDULED)}
@@ -2134,7 +2209,8 @@ def backup_app(tmp_path, look=lambda: SURVEY, **changes):
                             tick=0.001)
 
 
-MANAGED, SCHEDULED = ("known", "forget", "verify", "delete"), ("described", "job_from", "add_job", "remove_job")
+MANAGED, SCHEDULED = ("known", "forget", "verify", "delete"), (
+    "described", "job_from", "jobs", "check_possible", "check_answer", "add_job", "remove_job")
 
 
 async def test_all_information_on_this_computer_is_an_asr_set(tmp_path):
@@ -2162,8 +2238,14 @@ async def test_all_information_on_this_computer_is_an_asr_set(tmp_path):
     assert app.return_code == 0
 
 
-async def test_a_machine_that_cannot_be_surveyed_says_why_and_the_wizard_goes_on(tmp_path):
-    app = backup_app(tmp_path, raises(errors.NeedsRoot("Preparing an ASR set needs root.", hint="Use sudo.")))
+async def test_a_machine_that_cannot_be_surveyed_says_why_is_looked_at_again_or_the_wizard_goes_on(tmp_path):
+    looked = []
+
+    def look():
+        looked.append("")
+        raise errors.NeedsRoot("Preparing an ASR set needs root.", hint="Use sudo.")
+
+    app = backup_app(tmp_path, look)
     async with app.run_test(size=(80, 25)) as pilot:
         await until(pilot, "N=Next")
         await pilot.press("n")
@@ -2171,6 +2253,11 @@ async def test_a_machine_that_cannot_be_surveyed_says_why_and_the_wizard_goes_on
         await pilot.press("b")
         await until(pilot, "ASR set")
         await pilot.press("1")
+        await until(pilot, "Preparing an ASR set needs root.")
+        page = app.screen
+        await pilot.press("enter")
+        while app.screen is page or len(looked) < 2:
+            await pilot.pause(0.02)
         await until(pilot, "Preparing an ASR set needs root.")
         await pilot.press("escape")
         await until(pilot, "Welcome to the Backup or Restore Wizard")
@@ -2366,18 +2453,206 @@ async def test_jobs_are_added_and_removed(tmp_path):
         await until(pilot, "No job is scheduled.")
 
 
-async def test_what_systemd_does_not_take_is_said(tmp_path):
-    app = backup_app(tmp_path, job_from=raises(errors.Unsupported("'x' is no time that systemd knows.")))
+async def typed_into(pilot, heading, typed):
+    """Waits for a question and types in the place of what is there."""
+    await until(pilot, heading)
+    pilot.app.screen.query_one(Input).value = typed
+    await pilot.press("enter")
+
+
+async def test_what_a_job_cannot_have_is_refused_at_once_and_asked_again(tmp_path):
+    refused = []
+
+    def check_answer(what, value):
+        if "bad" in value:
+            refused.append(what)
+            raise errors.Unsupported(f"{value} will not do.")
+
+    jobs = []
+    app = backup_app(tmp_path, check_answer=check_answer, add_job=jobs.append)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "No job")
+        await pilot.press("n")
+        await typed_into(pilot, "its name", "a bad name")
+        await until(pilot, "a bad name will not do.")
+        await pilot.press("enter")
+        await until(pilot, "its name")
+        assert app.screen.query_one(Input).value == "a bad name"
+        await typed_into(pilot, "its name", "weekly")
+        await typed_into(pilot, "when?", "bad")
+        await until(pilot, "bad will not do.")
+        await pilot.press("enter")
+        await until(pilot, "when?")
+        await pilot.press("escape")                    # to the question before, with what was typed
+        await until(pilot, "its name")
+        assert app.screen.query_one(Input).value == "weekly"
+        await pilot.press("enter")
+        for heading, typed in (("when?", "daily"), ("where is the backup", "/mnt"), ("where is the ASR disk", "/disk"),
+                               ("how many", "3")):
+            await typed_into(pilot, heading, typed)
+        await until(pilot, "[Schedule Jobs]")
+        assert jobs == [{"name": "weekly", "when": "daily", "to": "/mnt", "disk": "/disk", "keep": "3"}]
+        await pilot.press("n")
+        await typed_into(pilot, "its name", "bad")
+        await until(pilot, "bad will not do.")
+        await pilot.press("escape")
+        await until(pilot, "[Schedule Jobs]")
+    assert refused == ["name", "when", "name"]
+
+
+async def test_a_job_that_systemd_does_not_take_keeps_what_was_typed(tmp_path):
+    tried = []
+
+    def add_job(job):
+        tried.append(job)
+        if len(tried) == 1:
+            raise errors.CommandFailed("systemctl failed: it is not running")
+
+    app = backup_app(tmp_path, add_job=add_job)
     async with app.run_test(size=(80, 25)) as pilot:
         await to_advanced_mode(pilot, "[Schedule Jobs]")
         await until(pilot, "No job")
         await pilot.press("n")
         for heading in ("its name", "when?", "where is the backup", "where is the ASR disk", "how many"):
-            await until(pilot, f"New job: {heading}")
-            await pilot.press("1", "enter")
-        await until(pilot, "is no time that systemd knows.")
+            await typed_into(pilot, heading, "12")
+        await until(pilot, "systemctl failed")
+        await pilot.press("enter")
+        await until(pilot, "how many")
+        await pilot.press("enter")
+        await until(pilot, "[Schedule Jobs]")
+    assert tried == [dict.fromkeys(("name", "when", "to", "disk", "keep"), "12")] * 2
+
+
+async def test_a_job_is_replaced_only_after_f8(tmp_path):
+    app = backup_app(tmp_path, jobs=lambda: [JOB], described=lambda: [(JOB, "every Sunday at 03:00", "soon")])
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "every Sunday")
+        await pilot.press("n")
+        await typed_into(pilot, "its name", "nightly")
+        await until(pilot, "Replace the job nightly?")
+        assert_canvas(app)
+        await pilot.press("enter", "escape")
+        await until(pilot, "its name")
+        assert app.screen.query_one(Input).value == "nightly"
+        await pilot.press("enter")
+        await until(pilot, "Replace the job nightly?")
+        await pilot.press("f8")
+        await until(pilot, "when?")
+
+
+async def test_who_cannot_add_a_job_is_told_before_anything_is_asked(tmp_path):
+    app = backup_app(tmp_path, check_possible=raises(errors.NeedsRoot("Scheduling a job needs root.")))
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Schedule Jobs]")
+        await until(pilot, "No job")
+        await pilot.press("n")
+        await until(pilot, "Scheduling a job needs root.")
         await pilot.press("escape")
         await until(pilot, "[Schedule Jobs]")
+
+
+async def test_a_tab_that_failed_is_tried_again_with_enter_and_left_with_esc(tmp_path):
+    answers = [errors.CommandFailed("lsblk failed"), MEDIA, errors.CommandFailed("lsblk failed")]
+
+    def known():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with backup_app(tmp_path, known=known).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "A=Advanced Mode")
+        await pilot.press("a")
+        await until(pilot, "[Welcome]")
+        await pilot.press("r")
+        await until(pilot, "lsblk failed")
+        await pilot.press("enter")
+        await until(pilot, "3 damaged")
+        await pilot.press("f5")
+        await until(pilot, "lsblk failed")
+        await pilot.press("escape")
+        await until(pilot, "[Welcome]")
+
+
+async def test_what_failed_on_a_tab_is_tried_again_with_enter(tmp_path):
+    tried = []
+
+    def verify(medium):
+        tried.append(medium)
+        return working(errors.DamagedBackup("The disk is gone.")) if len(tried) == 1 else working(outcome=())
+
+    async with backup_app(tmp_path, verify=verify).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Restore and Manage Media]")
+        await until(pilot, "3 damaged")
+        await pilot.press("v")
+        await until(pilot, "The disk is gone.")
+        await pilot.press("enter")
+        await until(pilot, "The backup is whole.")
+    assert tried == [MEDIA[0]] * 2
+
+
+async def test_marks_stay_when_the_person_goes_back_to_the_tree(tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("4")
+        await until(pilot, "vmlinuz")
+        await pilot.press("space", "down", "space", "n")
+        await until(pilot, "Where should the backup be written?")
+        await pilot.press("escape")
+        await until(pilot, "2 marked")
+        await pilot.press("n")
+        await until(pilot, "Where should the backup be written?")
+        await pilot.press("escape")
+        await until(pilot, "2 marked")
+        await pilot.press("escape")
+        await until(pilot, "Welcome to the Backup or Restore Wizard")
+
+
+async def test_marks_on_the_backup_tab_stay(tmp_path):
+    async with backup_app(tmp_path).run_test(size=(80, 25)) as pilot:
+        await to_advanced_mode(pilot, "[Backup]")
+        await until(pilot, "vmlinuz")
+        await pilot.press("space")
+        await until(pilot, "1 marked")
+        await pilot.press("n")
+        await until(pilot, "Where should")
+        await pilot.press("escape")
+        await until(pilot, "1 marked")
+        await pilot.press("tab")
+        await until(pilot, "[Restore and Manage Media]")
+        await pilot.press("tab")
+        await until(pilot, "[Schedule Jobs]")
+        await pilot.press("tab")
+        await until(pilot, "[Welcome]")
+        await pilot.press("b")
+        await until(pilot, "1 marked")
+
+
+async def test_what_is_not_there_to_be_backed_up_is_said_and_looked_for_again(tmp_path):
+    homes = [errors.NothingToBackUp("Your home folder /home/ann is not there."), ("/home/ann",)]
+
+    def mine():
+        home = homes.pop(0)
+        if isinstance(home, Exception):
+            raise home
+        return home
+
+    async with backup_app(tmp_path, mine=mine).run_test(size=(80, 25)) as pilot:
+        await until(pilot, "N=Next")
+        await pilot.press("n")
+        await until(pilot, "What do you want to do?")
+        await pilot.press("b")
+        await until(pilot, "ASR set")
+        await pilot.press("2")
+        await until(pilot, "Your home folder /home/ann is not there.")
+        await pilot.press("enter")
+        await until(pilot, "Where should the backup be written?")
 
 
 def test_asr_alone_without_a_terminal_prints_its_commands(capsys):

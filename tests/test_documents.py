@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from bootenv import backup, destinations, documents, files
-from bootenv.backup import list_backup, restore_backup
+from bootenv.backup import Selection, list_backup, restore_backup
 from bootenv.documents import back_up, destination, entries, everyones, mine, select
-from bootenv.errors import DamagedBackup, DestinationRefused
+from bootenv.errors import DamagedBackup, DestinationRefused, NothingToBackUp
 from bootenv.events import Difference, Progress
 
 
@@ -56,12 +56,64 @@ def test_single_files_and_names_that_look_like_patterns_are_taken_as_they_are(co
     assert backed_up(tmp_path, "/home/bob/photo [1].jpg", "/etc") == {"home/bob/photo [1].jpg", "etc/hosts"}
 
 
-def test_my_home_is_that_of_whoever_called_sudo(monkeypatch):
+def test_my_home_is_that_of_whoever_called_sudo(computer, monkeypatch):
     monkeypatch.setenv("SUDO_USER", "root")
     assert mine() == ("/root",)
     monkeypatch.delenv("SUDO_USER")
     monkeypatch.setenv("HOME", "/home/ann")
     assert mine() == ("/home/ann",)
+
+
+def test_a_home_that_is_a_link_is_backed_up_where_it_is(computer, tmp_path, monkeypatch):
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setenv("HOME", "/home/ann")
+    (computer / "srv").mkdir()
+    (computer / "home").rename(computer / "srv/homes")
+    (computer / "home").symlink_to("/srv/homes")           # of the computer's own root, wherever that is seen
+    assert mine() == ("/srv/homes/ann",)
+    assert everyones() == ("/root", "/srv/homes")
+    assert backed_up(tmp_path, *mine()) == {"srv/homes/ann/letter", "srv/homes/ann/.cache/x"}
+
+
+def test_a_path_below_a_link_is_backed_up_where_it_is(computer, tmp_path):
+    (computer / "srv").symlink_to("home")
+    assert backed_up(tmp_path, "/srv/ann/letter") == {"home/ann/letter"}
+
+
+def test_a_home_elsewhere_with_a_link_in_home_is_one_of_everyones(computer):
+    (computer / "data").mkdir()
+    (computer / "home/bob").rename(computer / "data/bob")
+    (computer / "home/bob").symlink_to("../data/bob")
+    (computer / "home/all").symlink_to("/")
+    (computer / "etc/passwd").write_text("ann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:1001::/home/bob:/bin/sh\n"
+                                         "odd:x:1002:1002::/home/all:/bin/sh\nroot:x:0:0::/root:/bin/sh\n")
+    assert everyones() == ("/data/bob", "/home", "/root")
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", "/", "/home/circle"])
+def test_without_a_home_there_is_nothing_that_could_look_like_a_backup_of_it(home, computer, monkeypatch):
+    (computer / "home/circle").symlink_to("circle")
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(NothingToBackUp, match=f"Your home folder {home} is not there"):
+        mine()
+
+
+def test_a_path_that_is_not_there_any_more_is_no_complete_backup(computer, tmp_path):
+    with pytest.raises(NothingToBackUp, match="/home/eve is not there"):
+        outcome(select(("/home/eve",)))
+    with pytest.raises(NothingToBackUp):
+        outcome(back_up(("/home/ann", "/home/eve"), tmp_path / "to/x.tar.zst", Selection(1, 1)))
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_what_is_mounted_beside_the_chosen_paths_is_no_difference(computer, tmp_path, monkeypatch):
+    for name in ("run/asr", "home/ann/usb"):
+        (computer / name).mkdir(parents=True)
+    monkeypatch.setattr(backup, "mounts", lambda: iter(
+        (bytes(computer / name), "ext4", 0) for name in ("run/asr", "home/ann/usb")))
+    unlike = outcome(back_up(("/home/ann",), tmp_path / "to/x.tar.zst", outcome(select(("/home/ann",)))))
+    assert [difference.what for difference in unlike] == ["home/ann/usb"]
 
 
 def test_a_directory_is_listed_with_its_directories_first(computer):

@@ -13,7 +13,7 @@ from bootenv import destinations, drift, schedule
 from bootenv.backup import Source, write_backup
 from bootenv.destinations import Destination
 from bootenv.drift import MOTD
-from bootenv.errors import NetworkPlaceFailed, NoSuchJob, PasswordWanted, Unsupported
+from bootenv.errors import NeedsRoot, NetworkPlaceFailed, NoProvider, NoSuchJob, PasswordWanted, Unsupported
 from bootenv.layout import Disk, Layout
 from bootenv.schedule import Job, add_job, in_words, jobs, read_job, remove_all, remove_job, retire, superseded
 from bootenv.sif import BackupReference, new_id, write_sif
@@ -33,6 +33,8 @@ def systemd(monkeypatch, tmp_path):
         asked.append(argv)
         if (argv[:2] == ("systemctl", "enable") and "asr-job-broken.timer" in argv) or argv[-1] == "nonsense":
             raise schedule.CommandFailed("Failed to parse")
+        if argv[-1] == "2020-01-01":
+            return "Normalized form: 2020-01-01 00:00:00\n    Next elapse: never\n"
         return ("Normalized form: Sun *-*-* 03:00:00\n    Next elapse: Sun 2026-03-15 03:00:00 UTC\n"
                 if argv[0] == "systemd-analyze" else "")
 
@@ -50,10 +52,10 @@ def units(root):
 
 def test_a_job_is_what_its_units_say(systemd, tmp_path):
     add_job(JOB)
+    assert systemd[-1] == ("systemctl", "enable", "--now", "asr-job-nightly.timer", "asr-drift.timer")
     assert jobs() == [JOB]
     assert units(tmp_path) == ["asr-drift.service", "asr-drift.timer", "asr-job-nightly.service",
                                "asr-job-nightly.timer"]
-    assert systemd[-1] == ("systemctl", "enable", "--now", "asr-job-nightly.timer", "asr-drift.timer")
     service = (tmp_path / schedule.UNITS / "asr-job-nightly.service").read_text()
     assert '"/mnt/My \\"100%%\\" $$disk\\\\x"' in service
 
@@ -140,12 +142,62 @@ def test_a_job_that_was_edited_is_not_guessed_at(systemd, tmp_path):
         read_job(tmp_path / schedule.UNITS / "asr-job-nightly.timer")
 
 
-@pytest.mark.parametrize("job", [replace(JOB, name="../x"), replace(JOB, name="A b"), replace(JOB, when="nonsense"),
-                                 replace(JOB, to="/mnt/a\n[Service]")])
-def test_what_would_make_another_unit_is_refused(job, systemd, tmp_path):
+def test_a_broken_job_is_listed_as_such_and_hides_no_other(systemd, tmp_path, capsys):
+    for name in ("edited", "negative", "never", "nightly", "when"):
+        add_job(replace(JOB, name=name))
+    for name, old, new in (("edited.service", "prepare", ""), ("negative.service", "--keep 3", "--keep -1"),
+                           ("when.timer", "OnCalendar=Sun 03:00", "OnCalendar=nonsense"),
+                           ("never.timer", "Sun 03:00", "2020-01-01")):
+        path = tmp_path / schedule.UNITS / f"asr-job-{name}"
+        path.write_text(path.read_text().replace(old, new))
+    assert [(job.name, job.broken) for job in jobs()] == [
+        ("edited", True), ("negative", True), ("never", False), ("nightly", False), ("when", True)]
+    assert [(words, due) for _, words, due in schedule.described()][:3] == [
+        (schedule.BROKEN, "not known"), (schedule.BROKEN, "not known"), ("2020-01-01 00:00:00", "never")]
+    assert main(["schedule", "list"]) == 0
+    said = capsys.readouterr().out
+    assert "edited: cannot be read from its units" in said
+    assert "nightly: every Sunday at 03:00" in said
+    assert main(["schedule", "remove", "edited"]) == 0
+    assert "edited" not in [job.name for job in jobs()]
+
+
+@pytest.mark.parametrize("job", [
+    replace(JOB, name="../x"), replace(JOB, name="A b"), replace(JOB, when="nonsense"),
+    replace(JOB, to="/mnt/a\n[Service]"), replace(JOB, when="daily\nUnit=x.service"), replace(JOB, when="2020-01-01"),
+    replace(JOB, to=""), replace(JOB, disk=" "), replace(JOB, to="backups"), replace(JOB, disk="stick"),
+    replace(JOB, add=("srv/data",)), replace(JOB, to="sftp:h:/r"), replace(JOB, keep=-1), replace(JOB, keep_days=-1),
+    replace(JOB, keep_days=10**9), replace(JOB, provider="tar", to="backups")])
+def test_what_would_make_another_unit_or_a_useless_one_is_refused(job, systemd, tmp_path):
     with pytest.raises(Unsupported):
         add_job(job)
     assert not (tmp_path / schedule.UNITS).exists()
+
+
+def test_a_provider_that_is_not_there_is_refused(systemd, tmp_path):
+    with pytest.raises(NoProvider, match="There is no provider nosuch"):
+        add_job(replace(JOB, keep=0, keep_days=0, provider="nosuch"))
+    assert not (tmp_path / schedule.UNITS).exists()
+
+
+@pytest.mark.parametrize(("what", "value"), [
+    ("name", "Nightly Job"), ("when", "nonsense"), ("when", "2020-01-01"), ("keep", "-1"), ("keep", "many"),
+    ("keep", "99999"), ("keep", "9" * 5000), ("to", " "), ("disk", "")])
+def test_each_answer_is_refused_as_soon_as_it_is_typed(what, value, systemd):
+    with pytest.raises(Unsupported):
+        schedule.check_answer(what, value)
+
+
+def test_an_answer_that_will_do_is_taken(systemd):
+    for what, value in (("name", "nightly"), ("when", "daily"), ("to", "/mnt"), ("disk", "stick"), ("keep", "0")):
+        schedule.check_answer(what, value)
+
+
+def test_who_cannot_add_a_job_is_told_before_anything_is_asked(systemd, monkeypatch):
+    schedule.check_possible()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(NeedsRoot):
+        schedule.check_possible()
 
 
 def test_a_failed_job_is_said_at_login_until_it_succeeds(systemd, tmp_path):
@@ -179,6 +231,14 @@ def test_a_volume_is_named_by_its_uuid_in_a_job(monkeypatch):
     assert schedule.lasting("/mnt/backup") == "/mnt/backup"
 
 
+def test_a_place_is_named_from_the_first_slash_on_in_a_job_since_its_unit_starts_there(monkeypatch):
+    monkeypatch.setenv("ASR_CWD", "/home/ann")
+    assert schedule.lasting("backups") == "/home/ann/backups"
+    assert schedule.lasting("../floppy.img") == "/home/floppy.img"
+    for elsewhere in ("", "/mnt", "nfs://nas/export", "sftp:h:/r", "rest:http://h/r"):
+        assert schedule.lasting(elsewhere) == elsewhere
+
+
 @pytest.mark.parametrize(("form", "words"), [
     ("*-*-* 00:00:00", "every day at 00:00"), ("Sun *-*-* 03:00:00", "every Sunday at 03:00"),
     ("Mon..Fri *-*-* 22:00:00", "every Monday to Friday at 22:00"),
@@ -204,6 +264,12 @@ def test_what_is_neither_among_the_newest_nor_young_goes(keep, days, gone):
 
 def test_the_newest_backup_stays_however_old_it_is():
     assert superseded(backups(400), 0, 30, TODAY) == []
+
+
+@pytest.mark.parametrize(("keep", "days"), [(-1, 0), (0, -1), (3, -1), (0, 10**9), (10**6, 0)])
+def test_numbers_that_are_none_remove_nothing(keep, days):
+    with pytest.raises(Unsupported):
+        superseded(backups(40, 0, 9), keep, days, TODAY)
 
 
 def test_only_this_computers_older_backups_are_removed(tmp_path, monkeypatch):
