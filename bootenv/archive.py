@@ -49,6 +49,7 @@ Volumes NAME.001, NAME.002, ... joined are the same file.
 """
 
 import errno
+import fcntl
 import os
 import re
 import struct
@@ -201,8 +202,9 @@ def _parse_member_record(text: bytes) -> Record:
 class Output:
     """Where a backup is written: NAME.part, renamed to NAME when it is whole, or NAME.001.part, ... for volumes.
 
-    Something that is no regular file (a pipe, a terminal, /dev/stdout) is written to as it is. Volumes are begun by
-    themselves where the file system holds no larger file. Raises DestinationFull, DestinationRefused.
+    What a run that was killed has left there is written over; what another one is writing is not, nor is a backup that
+    has its name. Something that is no regular file (a pipe, a terminal, /dev/stdout) is written to as it is. Volumes
+    are begun by themselves where the file system holds no larger file. Raises DestinationFull, DestinationRefused.
     """
 
     def __init__(self, destination: Path, volume_size: int = 0):
@@ -214,13 +216,18 @@ class Output:
         self._here = 0                         # bytes in the newest volume
         self._flushed = 0                      # of them on their way to the disk
         self._fd = -1
+        self._first = -1                       # the first volume's; its lock says that this backup is being written
         try:
             if destination.exists() and not destination.is_file():
                 self._fd = os.open(destination, os.O_WRONLY | os.O_CLOEXEC)
             else:
-                self._begin(self._volume(1) if volume_size else destination)
+                self._begin_alone()
         except OSError as error:
+            self.abort()
             raise self._failure(error) from error
+        except DestinationRefused:
+            self.abort()
+            raise
 
     def inode(self) -> tuple[int, int]:
         """Device and inode of what is being written, so that a backup of its own place leaves it out."""
@@ -245,34 +252,40 @@ class Output:
             raise self._failure(error) from error
 
     def give_up(self) -> None:
-        """Leave all as it is, to be written over by the next backup: whatever were done could hang."""
-        self._fd = -1
+        """Leave all as it is, for the next backup to remove: whatever were done could hang."""
+        _given_up.update({self._fd, self._first} - {-1})
+        self._fd = self._first = -1
         self.parts = []
 
     def commit(self) -> None:
         """Give what is written its name, once it is safely on the disk."""
         self.sync()
         try:
-            os.close(self._fd)
-            self._fd = -1
             # The first volume last: a set without it doesn't look whole.
             for part in reversed(self.parts):
                 part.rename(part.with_suffix(""))
             if self.parts:
                 _fsync_directory(self.destination.parent)
+            self._close()
         except OSError as error:
             raise self._failure(error) from error
         self.parts = []
 
     def abort(self) -> None:
         """Remove what isn't whole; after commit() there is nothing to remove."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
         for part in self.parts:
             with suppress(OSError):            # a destination that is gone: what went wrong first is what matters
                 part.unlink(missing_ok=True)
         self.parts = []
+        with suppress(OSError):
+            self._close()
+
+    def _close(self) -> None:
+        """Only when nothing has the temporary names any more: without its lock, the next backup writes over it."""
+        open = {self._fd, self._first} - {-1}
+        self._fd = self._first = -1
+        for fd in open:
+            os.close(fd)
 
     def _write(self, data: memoryview) -> None:
         while data:
@@ -303,14 +316,28 @@ class Output:
             self.parts[0].rename(first)
             self.parts[0] = first
         os.fsync(self._fd)
-        os.close(self._fd)
+        if self._fd != self._first:
+            os.close(self._fd)
         self._fd = -1
         self._begin(self._volume(len(self.parts) + 1))
 
+    def _begin_alone(self) -> None:
+        """Raises DestinationRefused if another backup has the name, or is about to."""
+        one, first = _part(self.destination), _part(self._volume(1))
+        self._begin(self._volume(1) if self.volume_size else self.destination)
+        self._first = self._fd
+        # One that is written in the other way, as one file or as volumes, is locked by the other name.
+        if (other := one if self.volume_size else first).exists():
+            os.close(_locked(other))
+        if there := [path for path in (self.destination, *_numbered(self.destination).values()) if path.exists()]:
+            raise DestinationRefused(f"{there[0].name} is there already.", untouched="Nothing was written.",
+                                     hint="Choose another name; nothing is overwritten.")
+
     def _begin(self, name: Path) -> None:
         part = _part(name)
-        self._fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = _locked(part)
         self.parts.append(part)
+        os.ftruncate(self._fd, 0)
         self._here = self._flushed = 0
 
     def _volume(self, number: int) -> Path:
@@ -324,8 +351,35 @@ class Output:
                                   hint="Check the place for the backup and its cable or network, then try again.")
 
 
+_given_up: set[int] = set()            # descriptors that are locked as long as this process lives
+
+
 def _part(name: Path) -> Path:
     return name.with_name(name.name + ".part")
+
+
+def _locked(part: Path) -> int:
+    """Opens a file, made if it is not there, that no other process writes. Raises DestinationRefused if one does."""
+    while True:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return fd                      # a file system without locks
+            ours = any(os.path.samestat(os.fstat(fd), os.fstat(other)) for other in _given_up)
+            os.close(fd)
+            if ours:                           # a new file: what is on its way into that one may arrive yet
+                part.unlink(missing_ok=True)
+                continue
+            raise DestinationRefused(
+                f"{part.stem} is being written by another backup.", untouched="Nothing was written.",
+                hint="Wait until that has ended, or choose another name.") from None
+        # Between the two, the one that had the lock may have given the file its name, or removed it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.lstat(part)):
+                return fd
+        os.close(fd)
 
 
 def _fsync_directory(directory: Path) -> None:
@@ -505,11 +559,16 @@ def _volume_paths(path: Path) -> list[Path]:
         if not re.search(r"\.\d{3,}$", path.name):
             return [path]
         path = path.with_suffix("")
-    found = {int(p.suffix[1:]): p for p in path.parent.glob(_glob_escape(path.name) + ".*")
-             if re.fullmatch(r"\.\d{3,}", p.suffix)}
+    found = _numbered(path)
     if not found:
         raise BackupNotFound(f"There is no backup at {path}.", hint="Connect the disk that holds the backup.")
     return [found.get(n, path.with_name(f"{path.name}.{n:03d}")) for n in range(1, max(found) + 1)]
+
+
+def _numbered(path: Path) -> dict[int, Path]:
+    """What has a backup's name and a volume's number."""
+    return {int(p.suffix[1:]): p for p in path.parent.glob(_glob_escape(path.name) + ".*")
+            if re.fullmatch(r"\.\d{3,}", p.suffix)}
 
 
 def _glob_escape(name: str) -> str:
