@@ -68,6 +68,7 @@ import zstandard
 from bootenv.errors import BackupNotFound, DamagedBackup, DestinationFull, DestinationRefused
 
 SKIPPABLE = 0x184D2A5A
+STDOUT = Path("/dev/stdout")
 FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
 MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
 _TAIL_SIZE = 8 + 36
@@ -203,8 +204,9 @@ class Output:
     """Where a backup is written: NAME.part, renamed to NAME when it is whole, or NAME.001.part, ... for volumes.
 
     What a run that was killed has left there is written over; what another one is writing is not, nor is a backup that
-    has its name. Something that is no regular file (a pipe, a terminal, /dev/stdout) is written to as it is. Volumes
-    are begun by themselves where the file system holds no larger file. Raises DestinationFull, DestinationRefused.
+    has its name. STDOUT, whatever it leads to, and what is no regular file (a pipe, a terminal, a tape) are written to
+    as they are. Volumes are begun by themselves where the file system holds no larger file. Raises DestinationFull,
+    DestinationRefused.
     """
 
     def __init__(self, destination: Path, volume_size: int = 0):
@@ -218,7 +220,11 @@ class Output:
         self._fd = -1
         self._first = -1                       # the first volume's; its lock says that this backup is being written
         try:
-            if destination.exists() and not destination.is_file():
+            if destination == STDOUT:
+                # Not by its name: to be opened again it would have to be a file, and be written over from its start.
+                self._fd, self.volume_size = os.dup(1), 0
+            elif destination.exists() and not destination.is_file():
+                self.volume_size = 0
                 self._fd = os.open(destination, os.O_WRONLY | os.O_CLOEXEC)
             else:
                 self._begin_alone()
@@ -303,7 +309,7 @@ class Output:
                 continue
             self._here += count
             self.written += count
-            if self._here - self._flushed >= _FLUSH:
+            if self.parts and self._here - self._flushed >= _FLUSH:        # a pipe has no such thing
                 # Begins to write it to the disk now, so that there is little left to wait for at the end, and keeps
                 # the backup from driving the machine's own files out of its memory.
                 os.posix_fadvise(self._fd, 0, self._here, os.POSIX_FADV_DONTNEED)

@@ -1,8 +1,10 @@
 """The `asr` command."""
 
 import argparse
+import errno
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,6 +32,7 @@ T = TypeVar("T")
 
 _CMDLINE = Path("/proc/cmdline")
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -581,19 +584,47 @@ def extract(arguments: argparse.Namespace) -> int:
 
 
 def pack(arguments: argparse.Namespace) -> int:
-    """Status 0: the file is whole. What isn't in it as it was is named."""
+    """Status 0: the file is whole, and nothing was unreadable. What isn't in it as it was is named."""
+    from bootenv.archive import STDOUT
     from bootenv.asr_disk import inside
-    from bootenv.backup import Source, write_backup
+    from bootenv.backup import Source, is_lost, write_backup
 
-    piped = arguments.file == "-"
+    tree = inside(arguments.tree)
+    if not os.path.isdir(tree):
+        raise NotADirectoryError(errno.ENOTDIR, "There is no such folder: pack takes a folder, with all that is in it",
+                                 arguments.tree)
+    destination = _packed_to(arguments.file, bool(arguments.volume_size))
+    piped = destination == STDOUT
     work = write_backup(
-        Path("/dev/stdout" if piped else inside(arguments.file)), [Source(inside(arguments.tree))],
-        exclude=arguments.exclude, include=arguments.include, caches=not arguments.exclude_caches,
-        level=arguments.level, volume_size=arguments.volume_size)
+        destination, [Source(tree)], exclude=arguments.exclude, include=arguments.include,
+        caches=not arguments.exclude_caches, level=arguments.level, volume_size=arguments.volume_size)
     with redirect_stdout(sys.stderr) if piped else nullcontext():
         _, unlike = followed(work)
         print(f"Packed with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Packed.")
-    return 0
+    return 1 if any(map(is_lost, unlike)) else 0
+
+
+def _packed_to(word: str, volumes: bool) -> Path:
+    """A file that is not there yet, what is no file, or STDOUT by any of its names. Raises DestinationRefused."""
+    from bootenv.archive import STDOUT
+    from bootenv.asr_disk import inside
+    from bootenv.destinations import check_new, refused
+    from bootenv.run import ROOT
+
+    if word in _STDOUT:
+        return STDOUT
+    path = Path(inside(word))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # A link to it, or the terminal's own name: the words about the work must not go there.
+        return STDOUT if os.path.samestat(path.stat(), os.fstat(1)) else path
+    path = Path(os.path.realpath(path))        # a link stays one, and leads to the backup
+    if not path.is_relative_to(os.path.realpath(ROOT)) or path.parent == Path("/dev"):
+        raise refused(f"{word} would lie in memory.", "Name a file on a disk, or a device that is there.")
+    if re.search(r"\.\d{3,}$", path.name) and not volumes:
+        raise refused(f"{path.name} ends as the volumes of a backup do, and would be read as one.",
+                      "Choose a name that does not end in a number.")
+    check_new(path)
+    return path
 
 
 def followed(events: Iterator[Event]) -> tuple[Any, list[Difference]]:

@@ -1,7 +1,11 @@
 """The commands for backups, as a person types them."""
 
+import os
+import random
+import shutil
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from bootenv import asr_disk, errors, network
+from bootenv import asr_disk, collect, errors, network, prepare
 from bootenv.asr_disk import SIF, check_belongs
-from bootenv.backup import Source, write_backup
+from bootenv.backup import Source, is_lost, write_backup
+from bootenv.events import Difference
+from bootenv.exclude import TEMPORARY
 from bootenv.layout import Layout
 from bootenv.sif import AsrSet, new_id, write_sif
 from console.__main__ import main
@@ -99,6 +105,90 @@ def test_a_backup_goes_into_a_pipe(tree, tmp_path, capsys):
     (tmp_path / "b.tar.zst").write_bytes(done.stdout)
     assert main(["verify", str(tmp_path / "b.tar.zst")]) == 0
     assert "The backup is whole." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_is_written_as_it_is_and_the_words_are_not_in_it(word, tree, tmp_path, capfdbinary):
+    assert main(["pack", str(tree), word]) == 0
+    packed, said = capfdbinary.readouterr()
+    assert said.endswith(b"Packed.\n")
+    assert Path("/dev/stdout").is_symlink()
+    (tmp_path / "b.tar.zst").write_bytes(packed)
+    assert main(["verify", str(tmp_path / "b.tar.zst")]) == 0
+
+
+def test_a_large_backup_goes_into_a_pipe(tmp_path, capsys):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/noise").write_bytes(random.Random(1).randbytes(40 * 2**20))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = threading.Thread(target=lambda: shutil.copyfileobj((tmp_path / "pipe").open("rb"),
+                                                               (tmp_path / "b").open("wb")))
+    reader.start()
+    assert main(["pack", str(tmp_path / "tree"), str(tmp_path / "link")]) == 0
+    reader.join()
+    assert (tmp_path / "link").is_symlink()
+    assert main(["verify", str(tmp_path / "b")]) == 0
+
+
+def test_a_link_to_nothing_leads_to_the_backup_then(tree, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "newest").symlink_to("disk/b.tar.zst")
+    assert main(["pack", str(tree), str(tmp_path / "newest")]) == 0
+    assert os.readlink(tmp_path / "newest") == "disk/b.tar.zst"
+    assert main(["verify", str(tmp_path / "newest")]) == 0
+
+
+@pytest.mark.parametrize(("there", "name", "said"), [
+    ("b", "b", "b is there already"), ("b", "link", "b is there already"), ("b.002", "b", "b is there already"),
+    ("b", "folder", "folder is there already"), ("b", "nowhere/c", "There is no folder"),
+    ("b", "etc.2024", "etc.2024 ends as the volumes of a backup do"), ("b", "/dev/asr-none", "would lie in memory"),
+])
+def test_pack_overwrites_nothing_and_says_what_will_not_do(there, name, said, tree, tmp_path, capsys):
+    (tmp_path / there).write_text("older")
+    (tmp_path / "link").symlink_to("b")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert main(["pack", str(tree), str(tmp_path / name)]) == 1
+    assert said in capsys.readouterr().err
+    assert (tmp_path / there).read_text() == "older"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pack_takes_a_folder(tree, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "tree/etc/hosts", "pipe"):
+        assert main(["pack", str(tmp_path / name), str(tmp_path / "b")]) == 1
+        assert capsys.readouterr().err == (
+            f"asr: {tmp_path / name}: There is no such folder: pack takes a folder, with all that is in it\n")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("why", "status"), [
+    (collect.unread(PermissionError(13, "")), 1), (collect.unread(OSError(5, "")), 1), (collect.VANISHED, 0),
+    (collect.CHANGED, 0), (collect.SOCKET, 0), (TEMPORARY, 0),
+])
+def test_the_status_says_whether_something_could_not_be_read(why, status, tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bootenv.backup.write_backup", lambda *_, **__: iter([Difference("a", why)]))
+    assert main(["pack", str(tree), str(tmp_path / "b")]) == status
+    assert "Packed with 1 difference." in capsys.readouterr().out
+
+
+def test_a_bad_sector_is_lost(tmp_path):
+    with open("/proc/self/mem", "rb") as file:             # nothing is at its beginning
+        assert is_lost(Difference("a", collect.read_into(memoryview(bytearray(4096)), file.fileno(), 0)))
+
+
+def test_a_report_is_saved_to_a_new_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "ROOT", tmp_path)
+    (tmp_path / prepare.report_of(SET)).parent.mkdir(parents=True)
+    (tmp_path / prepare.report_of(SET)).write_text("all is well")
+    prepare.save_report(SET, str(tmp_path / "report"))
+    assert (tmp_path / "report").read_text() == "all is well"
+    (tmp_path / "report").write_text("another")
+    with pytest.raises(errors.DestinationRefused, match="report is there already"):
+        prepare.save_report(SET, str(tmp_path / "report"))
+    assert (tmp_path / "report").read_text() == "another"
 
 
 @pytest.mark.parametrize("words", [
