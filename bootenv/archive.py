@@ -74,6 +74,7 @@ MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that beli
 _TAIL_SIZE = 8 + 36
 _FLUSH = _AHEAD = 32 * 2**20
 _CHUNK = 2**20                 # of index text under one checksum
+_MOST_MISSING = 100            # volumes in a row
 
 
 class Frame(NamedTuple):
@@ -335,7 +336,8 @@ class Output:
         # One that is written in the other way, as one file or as volumes, is locked by the other name.
         if (other := one if self.volume_size else first).exists():
             os.close(_locked(other))
-        if there := [path for path in (self.destination, *_numbered(self.destination).values()) if path.exists()]:
+        volumes = (path for number, path in _numbered(self.destination).items() if number < 1000)
+        if there := [path for path in (self.destination, *volumes) if path.exists()]:
             raise DestinationRefused(f"{there[0].name} is there already.", untouched="Nothing was written.",
                                      hint="Choose another name; nothing is overwritten.")
 
@@ -561,14 +563,33 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
 
 
 def _volume_paths(path: Path) -> list[Path]:
-    if path.is_file():
-        if not re.search(r"\.\d{3,}$", path.name):
-            return [path]
-        path = path.with_suffix("")
-    found = _numbered(path)
-    if not found:
-        raise BackupNotFound(f"There is no backup at {path}.", hint="Connect the disk that holds the backup.")
-    return [found.get(n, path.with_name(f"{path.name}.{n:03d}")) for n in range(1, max(found) + 1)]
+    numbered = re.fullmatch(r"(.+)\.(\d{3,})", path.name)
+    is_file = path.is_file()
+    if is_file and (not numbered or _is_one(path)):
+        return [path]
+    base = path.with_name(numbered[1]) if is_file and numbered else path
+    found = _numbered(base)
+    last = 0                                   # of the set: a number far beyond it is part of a name
+    for number in sorted(found):
+        if number - last > _MOST_MISSING:
+            break
+        last = number
+    if is_file and numbered and int(numbered[2]) > last:
+        return [path]
+    if not last:
+        raise BackupNotFound(f"There is no backup at {base}.", hint="Connect the disk that holds the backup.")
+    return [found.get(n, base.with_name(f"{base.name}.{n:03d}")) for n in range(1, last + 1)]
+
+
+def _is_one(path: Path) -> bool:
+    """Is a whole backup in this one file, whatever its name? Then its end says that it is where the file ends."""
+    with path.open("rb") as file, suppress(OSError):
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), _TAIL_SIZE, max(size - _TAIL_SIZE, 0))
+        if _is_tail(tail):
+            _, second, length = struct.unpack_from("<QQQ", tail, 16)
+            return second + length + _TAIL_SIZE == size
+    return False
 
 
 def _numbered(path: Path) -> dict[int, Path]:
@@ -584,9 +605,11 @@ def _glob_escape(name: str) -> str:
 def at_end(volumes: Volumes) -> tuple[int, ...]:
     """The places of both indexes, by a backup's last bytes; none if these are not there."""
     tail = volumes.read(max(volumes.size - _TAIL_SIZE, 0), _TAIL_SIZE)
-    if tail[8:16] != TAIL or struct.unpack_from("<I", tail, 40)[0] != crc32(tail[8:40]):
-        return ()
-    return struct.unpack_from("<QQ", tail, 16)
+    return struct.unpack_from("<QQ", tail, 16) if _is_tail(tail) else ()
+
+
+def _is_tail(data: bytes) -> bool:
+    return data[8:16] == TAIL and data[40:] == struct.pack("<I", crc32(data[8:40]))
 
 
 _NO_INDEX = (zstandard.ZstdError, ValueError, struct.error)    # what reading something else for one may raise

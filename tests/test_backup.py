@@ -654,6 +654,34 @@ def test_no_backup_is_overwritten_nor_mixed_with_another(there, size, small, scr
     assert [(path.name, path.read_text()) for path in scratch.glob("b*")] == [(there, "an older one")]
 
 
+@pytest.mark.parametrize("name", ["etc.2024", "etc.20261126", "etc.007"])
+def test_one_file_with_a_number_at_its_end_is_one_file(name, small, scratch):
+    """And one that was cut off is no volume of what has thousands."""
+    for other in ("etc.2023", "etc.001", "etc.002"):
+        (scratch / other).write_bytes(b"something else")
+    pack_tree(small, scratch / "b")
+    (scratch / "b").rename(scratch / name)
+    assert verify(scratch / name) == []
+    for other in ("etc.001", "etc.002"):
+        (scratch / other).unlink()
+    os.truncate(scratch / name, 5_000_000)
+    extract(scratch / name, scratch / "out")
+    mine, theirs = described(small), described(scratch / "out")
+    assert len(theirs) > 20
+    assert all(alone(what) == alone(mine[path]) for path, what in theirs.items())
+
+
+def test_volumes_are_read_by_the_name_of_any_and_without_what_has_a_far_number(small, scratch):
+    (scratch / "b.20261126").write_bytes(b"x")
+    pack_tree(small, scratch / "b", volume_size=3_000_000)
+    for name in ("b", "b.001", "b.002", max(path.name for path in scratch.glob("b.0*"))):
+        assert verify(scratch / name) == []
+    for path in scratch.glob("b.0*"):
+        path.unlink()
+    with pytest.raises(BackupNotFound):
+        verify(scratch / "b")
+
+
 def test_no_backup_there(scratch):
     with pytest.raises(BackupNotFound):
         differences(restore_backup(scratch / "no", scratch, anywhere=True))
