@@ -272,7 +272,7 @@ class Output:
             for part in reversed(self.parts):
                 part.rename(part.with_suffix(""))
             if self.parts:
-                _fsync_directory(self.destination.parent)
+                fsync_directory(self.destination.parent)
             self._close()
         except OSError as error:
             raise self._failure(error) from error
@@ -390,7 +390,7 @@ def _locked(part: Path) -> int:
         os.close(fd)
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

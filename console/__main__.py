@@ -430,7 +430,7 @@ def make_disk(arguments: argparse.Namespace) -> int:
     """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
     from bootenv import carried
     from bootenv.asr_disk import inside, put
-    from bootenv.errors import NoProvider
+    from bootenv.errors import NoAsrDisk, NoProvider
     from bootenv.prepare import REPAIR, label_of
     from bootenv.provider import find_provider
     from bootenv.run import ROOT
@@ -439,6 +439,10 @@ def make_disk(arguments: argparse.Namespace) -> int:
 
     with ExitStack() as open:
         source = open.enter_context(_file(arguments.source)) if arguments.source else ROOT / REPAIR
+        if not source.exists() and (volume := source.with_name(f"{source.name}.001")).exists():
+            source = volume
+        if source.exists() and not source.is_file():       # to open a FIFO would wait for ever
+            raise NoAsrDisk(f"{arguments.source} is no file.", hint="Name a backup of an ASR set, or its asr.sif.")
         set = read_copy(source)
         program = None
         if set.provider:

@@ -1,5 +1,6 @@
 """The commands for backups, as a person types them."""
 
+import errno
 import os
 import random
 import shutil
@@ -242,3 +243,75 @@ def test_a_backup_is_a_copy_of_its_asr_disk(tree, tmp_path, capsys):
     assert main(["make-disk", "--from", str(tmp_path / "b.tar.zst"), "--disk", str(tmp_path / "disk")]) == 0
     assert (tmp_path / "disk" / SIF).read_bytes() == write_sif(SET)
     assert "Automated System Recovery Disk for sample" in capsys.readouterr().out
+
+
+def test_a_backup_in_volumes_is_a_copy_by_its_name_too(tree, tmp_path, capsys):
+    for _ in write_backup(tmp_path / "b.tar.zst", [Source(tree)], ("asr.sif", write_sif(SET)), volume_size=2000):
+        pass
+    (tmp_path / "disk").mkdir()
+    assert main(["make-disk", "--from", str(tmp_path / "b.tar.zst"), "--disk", str(tmp_path / "disk")]) == 0
+    assert (tmp_path / "disk" / SIF).read_bytes() == write_sif(SET)
+
+
+@pytest.fixture
+def no_fat(monkeypatch) -> None:
+    """Nothing is a FAT, and blkid knows nothing of it."""
+    def run(argv, **_):
+        if argv[0] == "mdir":
+            raise errors.CommandFailed("mdir failed: init :: non DOS media")
+        assert argv[0] == "blkid"
+        return ""
+
+    monkeypatch.setattr(asr_disk, "run", run)
+
+
+@pytest.mark.parametrize(("there", "said"), [
+    ("letter", "letter is a file that holds something else than a disk. It is left alone."),
+    ("pipe", "pipe is neither a disk, nor an image, nor a folder."), ("/dev/null", "/dev/null is neither a disk"),
+])
+@pytest.mark.parametrize("wish", [[], ["--format-disk"]])
+def test_a_file_is_not_formatted_nor_a_pipe_waited_for(there, said, wish, no_fat, backup, tmp_path, capsys):
+    (tmp_path / "letter").write_text("\0" * 3 * 2**20 + "dear Ann")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / SIF).write_bytes(write_sif(SET))
+    before = (tmp_path / "letter").read_bytes()
+    assert main(["make-disk", "--from", str(tmp_path / SIF), "--disk", str(tmp_path / there), *wish]) == 1
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "letter").read_bytes() == before
+    assert main(["verify", str(backup), "--disk", str(tmp_path / there)]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0, 1440 * 1024])
+def test_a_file_of_zeros_may_be_formatted(size, no_fat, tmp_path):
+    (tmp_path / "blank").write_bytes(bytes(size))
+    with pytest.raises(errors.AsrDiskUnformatted):
+        asr_disk.check_disk(SET, str(tmp_path / "blank"))
+    assert asr_disk.check_disk(SET, str(tmp_path / "blank"), format=True) == ""
+
+
+def test_a_disk_that_is_not_there_has_a_sentence(backup, tmp_path, capsys):
+    assert main(["verify", str(backup), "--disk", str(tmp_path / "none")]) == 1
+    assert f"ASR-010: There is no disk, image or folder {tmp_path / 'none'}." in capsys.readouterr().err
+
+
+def test_a_copy_is_a_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "disk").mkdir()
+    for name in ("pipe", "disk"):
+        assert main(["make-disk", "--from", str(tmp_path / name), "--disk", str(tmp_path / "disk")]) == 1
+        assert f"ASR-010: {tmp_path / name} is no file." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_full_has_nothing_of_what_was_begun(tmp_path, monkeypatch, capsys):
+    (tmp_path / "s").write_bytes(write_sif(SET))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / SIF).write_bytes(b"older")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(asr_disk.os, "fsync", fsync)
+    assert main(["make-disk", "--from", str(tmp_path / "s"), "--disk", str(tmp_path / "disk")]) == 1
+    assert "ASR-014" in capsys.readouterr().err
+    assert files_below(tmp_path / "disk") == {SIF: "older"}
