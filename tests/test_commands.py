@@ -315,3 +315,54 @@ def test_a_folder_that_is_full_has_nothing_of_what_was_begun(tmp_path, monkeypat
     assert main(["make-disk", "--from", str(tmp_path / "s"), "--disk", str(tmp_path / "disk")]) == 1
     assert "ASR-014" in capsys.readouterr().err
     assert files_below(tmp_path / "disk") == {SIF: "older"}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_list_that_nobody_reads_to_its_end_ends_quietly(unbuffered, backup):
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    process = subprocess.Popen((sys.executable, "-m", "console", "list", backup), stdout=ours, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    os.close(ours)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(("words", "status"), [
+    (["check", "--bogus"], 3), (["check", "--max-age", "x"], 3), (["check", "--drift", "--max-age", "-1"], 3),
+    (["check", "--packages"], 3), (["check", "--remind"], 3), (["check", "--max-age", "3"], 3),
+    (["check", "--drift", "--max-age", "99999999"], 3), (["list", "--bogus", "b"], 2), (["list", "b", "c"], 2),
+    (["prepare", "--to", "/x", "--disk", "/y", "--keep", "-1"], 2),
+    (["prepare", "--to", "/x", "--disk", "/y", "--keep-days", "36501"], 2),
+    (["schedule", "add", "x", "--when", "daily", "--to", "/x", "--disk", "/y", "--keep", "-1"], 2),
+    (["pack", "tree", "b", "--volume-size", "-5"], 2), (["pack", "tree", "b", "--volume-size", "650"], 2),
+    (["extract", "b", "--to", "out", "x", "--bogus"], 2),
+])
+def test_a_command_line_that_is_none_has_its_own_status(words, status, monkeypatch, capsys):
+    monkeypatch.setattr("os.geteuid", lambda: pytest.fail("it was taken"))
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == status
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--to", "OUT", "etc/hosts", "home/ann/Videos"],
+                                   ["etc/hosts", "--to", "OUT", "home/ann/Videos"]])
+def test_paths_may_come_after_options(words, backup, tmp_path):
+    assert main(["extract", str(backup), *(word.replace("OUT", str(tmp_path / "out")) for word in words)]) == 0
+    assert files_below(tmp_path / "out").keys() == {"etc/hosts", "home/ann/Videos/film"}
+
+
+def test_the_consoles_of_recovery_are_not_for_a_machine_that_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cmdline").write_text("root=/dev/sda1 quiet\n")
+    monkeypatch.setattr("console.__main__._CMDLINE", tmp_path / "cmdline")
+    monkeypatch.setattr("console.__main__._MEDIUM", tmp_path / "medium")
+    monkeypatch.setattr("console.recover.RecoverApp.run", lambda app, **_: None)
+    with pytest.raises(SystemExit):
+        main(["console"])
+    assert "was not started from the recovery medium" in capsys.readouterr().err
+    (tmp_path / "cmdline").write_text("asr.id=1 asr.stage=recover\n")
+    assert main(["console"]) == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "recovery medium shows" not in capsys.readouterr().out
