@@ -49,6 +49,7 @@ Volumes NAME.001, NAME.002, ... joined are the same file.
 """
 
 import errno
+import fcntl
 import os
 import re
 import struct
@@ -67,11 +68,13 @@ import zstandard
 from bootenv.errors import BackupNotFound, DamagedBackup, DestinationFull, DestinationRefused
 
 SKIPPABLE = 0x184D2A5A
+STDOUT = Path("/dev/stdout")
 FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
 MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
 _TAIL_SIZE = 8 + 36
 _FLUSH = _AHEAD = 32 * 2**20
 _CHUNK = 2**20                 # of index text under one checksum
+_MOST_MISSING = 100            # volumes in a row
 
 
 class Frame(NamedTuple):
@@ -201,8 +204,10 @@ def _parse_member_record(text: bytes) -> Record:
 class Output:
     """Where a backup is written: NAME.part, renamed to NAME when it is whole, or NAME.001.part, ... for volumes.
 
-    Something that is no regular file (a pipe, a terminal, /dev/stdout) is written to as it is. Volumes are begun by
-    themselves where the file system holds no larger file. Raises DestinationFull, DestinationRefused.
+    What a run that was killed has left there is written over; what another one is writing is not, nor is a backup that
+    has its name. STDOUT, whatever it leads to, and what is no regular file (a pipe, a terminal, a tape) are written to
+    as they are. Volumes are begun by themselves where the file system holds no larger file. Raises DestinationFull,
+    DestinationRefused.
     """
 
     def __init__(self, destination: Path, volume_size: int = 0):
@@ -214,13 +219,22 @@ class Output:
         self._here = 0                         # bytes in the newest volume
         self._flushed = 0                      # of them on their way to the disk
         self._fd = -1
+        self._first = -1                       # the first volume's; its lock says that this backup is being written
         try:
-            if destination.exists() and not destination.is_file():
+            if destination == STDOUT:
+                # Not by its name: to be opened again it would have to be a file, and be written over from its start.
+                self._fd, self.volume_size = os.dup(1), 0
+            elif destination.exists() and not destination.is_file():
+                self.volume_size = 0
                 self._fd = os.open(destination, os.O_WRONLY | os.O_CLOEXEC)
             else:
-                self._begin(self._volume(1) if volume_size else destination)
+                self._begin_alone()
         except OSError as error:
+            self.abort()
             raise self._failure(error) from error
+        except DestinationRefused:
+            self.abort()
+            raise
 
     def inode(self) -> tuple[int, int]:
         """Device and inode of what is being written, so that a backup of its own place leaves it out."""
@@ -245,34 +259,40 @@ class Output:
             raise self._failure(error) from error
 
     def give_up(self) -> None:
-        """Leave all as it is, to be written over by the next backup: whatever were done could hang."""
-        self._fd = -1
+        """Leave all as it is, for the next backup to remove: whatever were done could hang."""
+        _given_up.update({self._fd, self._first} - {-1})
+        self._fd = self._first = -1
         self.parts = []
 
     def commit(self) -> None:
         """Give what is written its name, once it is safely on the disk."""
         self.sync()
         try:
-            os.close(self._fd)
-            self._fd = -1
             # The first volume last: a set without it doesn't look whole.
             for part in reversed(self.parts):
                 part.rename(part.with_suffix(""))
             if self.parts:
-                _fsync_directory(self.destination.parent)
+                fsync_directory(self.destination.parent)
+            self._close()
         except OSError as error:
             raise self._failure(error) from error
         self.parts = []
 
     def abort(self) -> None:
         """Remove what isn't whole; after commit() there is nothing to remove."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
         for part in self.parts:
             with suppress(OSError):            # a destination that is gone: what went wrong first is what matters
                 part.unlink(missing_ok=True)
         self.parts = []
+        with suppress(OSError):
+            self._close()
+
+    def _close(self) -> None:
+        """Only when nothing has the temporary names any more: without its lock, the next backup writes over it."""
+        open = {self._fd, self._first} - {-1}
+        self._fd = self._first = -1
+        for fd in open:
+            os.close(fd)
 
     def _write(self, data: memoryview) -> None:
         while data:
@@ -290,7 +310,7 @@ class Output:
                 continue
             self._here += count
             self.written += count
-            if self._here - self._flushed >= _FLUSH:
+            if self.parts and self._here - self._flushed >= _FLUSH:        # a pipe has no such thing
                 # Begins to write it to the disk now, so that there is little left to wait for at the end, and keeps
                 # the backup from driving the machine's own files out of its memory.
                 os.posix_fadvise(self._fd, 0, self._here, os.POSIX_FADV_DONTNEED)
@@ -303,14 +323,29 @@ class Output:
             self.parts[0].rename(first)
             self.parts[0] = first
         os.fsync(self._fd)
-        os.close(self._fd)
+        if self._fd != self._first:
+            os.close(self._fd)
         self._fd = -1
         self._begin(self._volume(len(self.parts) + 1))
 
+    def _begin_alone(self) -> None:
+        """Raises DestinationRefused if another backup has the name, or is about to."""
+        one, first = _part(self.destination), _part(self._volume(1))
+        self._begin(self._volume(1) if self.volume_size else self.destination)
+        self._first = self._fd
+        # One that is written in the other way, as one file or as volumes, is locked by the other name.
+        if (other := one if self.volume_size else first).exists():
+            os.close(_locked(other))
+        volumes = (path for number, path in _numbered(self.destination).items() if number < 1000)
+        if there := [path for path in (self.destination, *volumes) if path.exists()]:
+            raise DestinationRefused(f"{there[0].name} is there already.", untouched="Nothing was written.",
+                                     hint="Choose another name; nothing is overwritten.")
+
     def _begin(self, name: Path) -> None:
         part = _part(name)
-        self._fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = _locked(part)
         self.parts.append(part)
+        os.ftruncate(self._fd, 0)
         self._here = self._flushed = 0
 
     def _volume(self, number: int) -> Path:
@@ -324,11 +359,38 @@ class Output:
                                   hint="Check the place for the backup and its cable or network, then try again.")
 
 
+_given_up: set[int] = set()            # descriptors that are locked as long as this process lives
+
+
 def _part(name: Path) -> Path:
     return name.with_name(name.name + ".part")
 
 
-def _fsync_directory(directory: Path) -> None:
+def _locked(part: Path) -> int:
+    """Opens a file, made if it is not there, that no other process writes. Raises DestinationRefused if one does."""
+    while True:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return fd                      # a file system without locks
+            ours = any(os.path.samestat(os.fstat(fd), os.fstat(other)) for other in _given_up)
+            os.close(fd)
+            if ours:                           # a new file: what is on its way into that one may arrive yet
+                part.unlink(missing_ok=True)
+                continue
+            raise DestinationRefused(
+                f"{part.stem} is being written by another backup.", untouched="Nothing was written.",
+                hint="Wait until that has ended, or choose another name.") from None
+        # Between the two, the one that had the lock may have given the file its name, or removed it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.lstat(part)):
+                return fd
+        os.close(fd)
+
+
+def fsync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -501,15 +563,39 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
 
 
 def _volume_paths(path: Path) -> list[Path]:
-    if path.is_file():
-        if not re.search(r"\.\d{3,}$", path.name):
-            return [path]
-        path = path.with_suffix("")
-    found = {int(p.suffix[1:]): p for p in path.parent.glob(_glob_escape(path.name) + ".*")
-             if re.fullmatch(r"\.\d{3,}", p.suffix)}
-    if not found:
-        raise BackupNotFound(f"There is no backup at {path}.", hint="Connect the disk that holds the backup.")
-    return [found.get(n, path.with_name(f"{path.name}.{n:03d}")) for n in range(1, max(found) + 1)]
+    numbered = re.fullmatch(r"(.+)\.(\d{3,})", path.name)
+    is_file = path.is_file()
+    if is_file and (not numbered or _is_one(path)):
+        return [path]
+    base = path.with_name(numbered[1]) if is_file and numbered else path
+    found = _numbered(base)
+    last = 0                                   # of the set: a number far beyond it is part of a name
+    for number in sorted(found):
+        if number - last > _MOST_MISSING:
+            break
+        last = number
+    if is_file and numbered and int(numbered[2]) > last:
+        return [path]
+    if not last:
+        raise BackupNotFound(f"There is no backup at {base}.", hint="Connect the disk that holds the backup.")
+    return [found.get(n, base.with_name(f"{base.name}.{n:03d}")) for n in range(1, last + 1)]
+
+
+def _is_one(path: Path) -> bool:
+    """Is a whole backup in this one file, whatever its name? Then its end says that it is where the file ends."""
+    with path.open("rb") as file, suppress(OSError):
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), _TAIL_SIZE, max(size - _TAIL_SIZE, 0))
+        if _is_tail(tail):
+            _, second, length = struct.unpack_from("<QQQ", tail, 16)
+            return second + length + _TAIL_SIZE == size
+    return False
+
+
+def _numbered(path: Path) -> dict[int, Path]:
+    """What has a backup's name and a volume's number."""
+    return {int(p.suffix[1:]): p for p in path.parent.glob(_glob_escape(path.name) + ".*")
+            if re.fullmatch(r"\.\d{3,}", p.suffix)}
 
 
 def _glob_escape(name: str) -> str:
@@ -519,9 +605,11 @@ def _glob_escape(name: str) -> str:
 def at_end(volumes: Volumes) -> tuple[int, ...]:
     """The places of both indexes, by a backup's last bytes; none if these are not there."""
     tail = volumes.read(max(volumes.size - _TAIL_SIZE, 0), _TAIL_SIZE)
-    if tail[8:16] != TAIL or struct.unpack_from("<I", tail, 40)[0] != crc32(tail[8:40]):
-        return ()
-    return struct.unpack_from("<QQ", tail, 16)
+    return struct.unpack_from("<QQ", tail, 16) if _is_tail(tail) else ()
+
+
+def _is_tail(data: bytes) -> bool:
+    return data[8:16] == TAIL and data[40:] == struct.pack("<I", crc32(data[8:40]))
 
 
 _NO_INDEX = (zstandard.ZstdError, ValueError, struct.error)    # what reading something else for one may raise

@@ -9,12 +9,15 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from .archive import fsync_directory
 from .backup import read_first
 from .errors import (
     AsrDiskFull,
@@ -139,11 +142,20 @@ def _names(listing: str) -> list[str]:
 def check_belongs(place: str, backup: Path) -> AsrSet:
     """The set that an ASR disk and a backup are of.
 
-    Raises NoAsrDisk, OtherSet, DamagedSif and NewerSchema (of either), BackupNotFound, DamagedBackup, CommandFailed.
+    Raises NoAsrDisk, OtherSet, DamagedSif and NewerSchema (of either), BackupNotFound, DamagedBackup, ToolMissing.
     """
-    sifs = read_asr_disk(filesystem_of(place))
+    device, hint = filesystem_of(place), "Insert the ASR disk that was made with this backup."
+    if not os.path.exists(device):
+        raise NoAsrDisk(f"There is no disk, image or folder {place}.", hint=hint)
+    if why := _why_no_place(place, device):
+        raise NoAsrDisk(why, hint=hint)
+    try:
+        sifs = read_asr_disk(device)
+    except CommandFailed as error:
+        unreadable = _why_unreadable(place, device, error)
+        raise unreadable if isinstance(unreadable, ToolMissing) else NoAsrDisk(unreadable.message, hint=hint) from None
     if not sifs:
-        raise NoAsrDisk(f"{place} has no asr.sif.", hint="Insert the ASR disk that was made with this backup.")
+        raise NoAsrDisk(f"{place} has no asr.sif.", hint=hint)
     other = read_sif(read_first(backup))
     sets = [read_sif(data) for data in sifs.values()]
     ours = next((set for set in sets if set.id == other.id), sets[0])
@@ -174,6 +186,8 @@ def _looked_at(set: AsrSet, place: str, agreed: bool, format: bool) -> tuple[str
         if not Path(device).parent.is_dir():
             raise AsrDiskUnwritable(f"There is no folder {Path(place).parent}.", hint="Name a folder that is there.")
         return "", Content({})
+    if why := _why_no_place(place, device):
+        raise AsrDiskUnwritable(why, hint="Name a drive, an image or a folder.")
     _check_drive(place, device)
     try:
         content = _content(device)
@@ -341,6 +355,14 @@ def same_machine(one: AsrSet, other: AsrSet) -> bool:
     return one.host == other.host and bool({d.id for d in one.layout.disks} & {d.id for d in other.layout.disks})
 
 
+def _why_no_place(place: str, device: str) -> str:
+    """The sentence that refuses what no ASR disk can be; to open a FIFO would wait for ever. "" for all else."""
+    mode = os.stat(device).st_mode
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return ""
+    return f"{place} is neither a disk, nor an image, nor a folder."
+
+
 def _check_drive(place: str, device: str) -> None:
     """Raises AsrDiskUnwritable for a drive without a disk, and for a disk that is write-protected."""
     if os.path.isdir(device):
@@ -379,9 +401,18 @@ def _why_unreadable(place: str, device: str, error: CommandFailed) -> AsrError:
             return AsrDiskUnwritable(f"The disk in {place} is damaged: {error}", hint="Insert another one.")
         return AsrDiskUnwritable(f"{place} holds a file system [{kind}]{label}, not FAT. It is left alone.",
                                hint="Insert another disk. Only a blank one is formatted here.")
+    # A disk that says nothing of itself may be formatted; in a file, that is anything: a backup, a letter.
+    if os.path.isfile(device) and not _is_blank(device):
+        return AsrDiskUnwritable(f"{place} is a file that holds something else than a disk. It is left alone.",
+                                 hint="Name another file: one that is not there is made, and one of zeros formatted.")
     return AsrDiskUnformatted(f"The disk in {place} is not formatted, or not for any known system.",
                               hint="Insert another disk, or have this one formatted: what is on it, if anything, is "
                                    "lost then.")
+
+
+def _is_blank(path: str) -> bool:
+    with open(path, "rb") as file:
+        return not any(piece.strip(b"\0") for piece in iter(partial(file.read, 2**20), b""))
 
 
 def make_image(path: str) -> None:
@@ -390,7 +421,9 @@ def make_image(path: str) -> None:
 
 
 def format_disk(device: str) -> None:
-    """An empty FAT on a disk that has no file system. Raises AsrDiskUnwritable."""
+    """An empty FAT on a disk that has no file system, or in a file of zeros or of none. Raises AsrDiskUnwritable."""
+    if os.path.isfile(device) and not os.path.getsize(device):
+        os.truncate(device, _FLOPPY_SECTORS * 1024)
     size = os.path.getsize(device) if os.path.isfile(device) else int(
         run(("blockdev", "--getsize64", device)))
     width = ("-F", "12") if size <= 4 * 2**20 else ()
@@ -508,7 +541,10 @@ def _write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.rename(path)
+        fsync_directory(path.parent)           # a stick is taken out as soon as it is said that all is well
     except OSError as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
         kind = AsrDiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else AsrDiskUnwritable
         raise kind(f"{path} could not be written: {error.strerror}.", hint="Use another disk.") from None
 

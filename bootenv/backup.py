@@ -73,6 +73,7 @@ PSEUDO = frozenset((
     "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"))
 _FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
 
+_LOST = ("It cannot be read", "Not all of it can be read")      # how collect.py begins to say so
 _ITSELF = "It is the backup that was being made."
 _NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
 _OTHER = "Another file system is mounted there; it is not in this backup."
@@ -230,7 +231,7 @@ def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str,
     selection: what select() counted, for the progress. exclude, include: patterns, see exclude.py; caches: False leaves
     out what a CACHEDIR.TAG marks. level: of zstd; None begins with the fastest and uses what time a slow destination
     leaves for higher ones. The backup has its name only when it is whole. Files that can't be read as they were are
-    Differences. Raises DestinationFull, DestinationRefused.
+    Differences, see is_lost(). Raises DestinationFull, DestinationRefused.
     """
     output = Output(destination, volume_size)
     try:
@@ -243,6 +244,11 @@ def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str,
         output.commit()
     finally:
         output.abort()
+
+
+def is_lost(difference: Difference) -> bool:
+    """Could something not be read? What changed, is made anew or is left out has a difference, too."""
+    return difference.why.startswith(_LOST)
 
 
 def _mounted_elsewhere(reading: Reading) -> Iterator[Difference]:

@@ -383,9 +383,13 @@ def read_report(set: AsrSet) -> str:
 
 
 def save_report(set: AsrSet, place: str) -> None:
-    """A copy of the report at a path that the user named. Raises DestinationRefused."""
+    """A copy of the report in a new file at a path that the user named. Raises DestinationRefused."""
     try:
-        Path(inside(place)).write_bytes((ROOT / report_of(set)).read_bytes())
+        report = (ROOT / report_of(set)).read_bytes()
+        with open(inside(place), "xb") as file:
+            file.write(report)
+    except FileExistsError:
+        raise refused(f"{place} is there already.", "Name another file; nothing is overwritten.") from None
     except OSError as error:
         raise refused(f"{place} could not be written: {error.strerror}.", "Name another file.") from None
 

@@ -1,9 +1,13 @@
 """The `asr` command."""
 
 import argparse
+import errno
 import json
 import os
+import re
+import select
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +16,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from bootenv.errors import AsrError, NeedsRoot
 from bootenv.events import Difference, Event, Progress
@@ -29,26 +33,54 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CMDLINE = Path("/proc/cmdline")
+_MEDIUM = Path("/run/medium")          # where the initramfs mounts it
 _LINE_EVERY = 5                        # seconds, where progress is printed line by line
+_MAX_AGE = 30                          # days that a set is good for
+_MOST_DAYS = 36500
+_LEAST_VOLUME = 4096                   # bytes; of smaller ones there would be millions
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     os.umask(0o022)        # units and notices are for all to read; what is secret is made with its own mode
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        print(end="", flush=True)
+        return status
     except AsrError as error:
         said = [f"asr: {error.code}: {error.message}", *filter(None, [error.untouched, error.hint]),
                 f"More about it: asr explain {error.number}"]
         if isinstance(error, NeedsRoot) and _wants_sudo(error):
             return _with_sudo(argv)
     except OSError as error:
-        said = [f"asr: {error.filename or ''}: {error.strerror or error}"]
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE        # what a shell says of any program that ends so
+        said = [": ".join(map(str, filter(None, ["asr", error.filename, error.strerror or error])))]
     except KeyboardInterrupt:
         said = ["asr: interrupted"]
     print(*said, sep="\n", file=sys.stderr)
     return arguments.failed
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    arguments, rest = parser().parse_known_args(argv)
+    if rest and "paths" in arguments and not any(word.startswith("-") for word in rest):
+        arguments.paths = [*arguments.paths, *rest]        # argparse itself takes none behind an option
+    elif rest:
+        arguments.fail(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _reader_is_gone() -> bool:
+    """Does whoever read the standard output, such as head, want no more of it?"""
+    poll = select.poll()
+    poll.register(1, 0)                # errors are always told
+    if not any(what & select.POLLERR for _, what in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # for what the end of the program flushes
+    return True
 
 
 def _wants_sudo(error: NeedsRoot) -> bool:
@@ -67,9 +99,27 @@ def _with_sudo(argv: list[str]) -> int:
     os.execvp("sudo", ["sudo", *this, *argv])
 
 
+class _Parser(argparse.ArgumentParser):
+    misused = 2                        # the exit status for a command line that is none
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.misused, f"{self.prog}: error: {message}\n")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """What reads an option's whole number."""
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,20}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"it takes a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="asr", description="Automated System Recovery for Linux.")
-    parser.set_defaults(failed=1)
+    parser = _Parser(prog="asr", description="Automated System Recovery for Linux.")
+    parser.set_defaults(failed=1, fail=parser.error)
     parser.add_argument("--version", action="version", version=f"asr {__version__}")
     parser.set_defaults(run=wizard)
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -110,10 +160,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--drift", action="store_true",
                          help="say instead what has changed since the newest ASR set; exit status 0: nothing, 1: a new "
                               "set is due, 3: could not look")
-    command.add_argument("--max-age", type=int, default=30, metavar="DAYS", help="with --drift (%(default)s)")
+    command.add_argument("--max-age", type=_number(0, _MOST_DAYS), metavar="DAYS", help=f"with --drift ({_MAX_AGE})")
     command.add_argument("--packages", action="store_true", help="with --drift: compare packages alone")
     command.add_argument("--remind", action="store_true", help="with --drift: say it at every login, too")
-    command.set_defaults(run=check, failed=3)
+    command.misused = 3
+    command.set_defaults(run=check, failed=3, fail=command.error)
 
     _add_schedule(commands)
 
@@ -127,8 +178,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("number", metavar="NUMBER", nargs="?", default="", help="32 or ASR-032; without it, all")
     command.set_defaults(run=explain)
 
-    command = commands.add_parser("console", help="what the recovery medium shows on its screen")
-    command.set_defaults(run=console)
+    command = commands.add_parser("console")       # what the recovery medium and the minimal OS call
+    command.set_defaults(run=console, fail=command.error)
     return parser
 
 
@@ -168,9 +219,10 @@ def _add_provider(command: argparse.ArgumentParser) -> None:
 
 
 def _add_keeping(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--keep", type=int, default=0, metavar="N",
+    command.add_argument("--keep", type=_number(0, 9999), default=0, metavar="N",
                          help="then remove this computer's older backups there, but keep the N newest")
-    command.add_argument("--keep-days", type=int, default=0, metavar="DAYS", help="and keep those that are younger")
+    command.add_argument("--keep-days", type=_number(0, _MOST_DAYS), default=0, metavar="DAYS",
+                         help="and keep those that are younger")
 
 
 def schedule_add(arguments: argparse.Namespace) -> int:
@@ -256,7 +308,8 @@ def _add_backup_commands(commands: Any) -> None:
     _add_patterns(command)
     command.add_argument("--exclude-caches", action="store_true", help="leave out what a CACHEDIR.TAG marks")
     command.add_argument("--level", type=int, choices=range(1, 8), help="of zstd; else as fast as the destination is")
-    command.add_argument("--volume-size", type=int, default=0, metavar="BYTES", help="write FILE.001, FILE.002, ...")
+    command.add_argument("--volume-size", type=_number(_LEAST_VOLUME, 2**60), default=0, metavar="BYTES",
+                         help="write FILE.001, FILE.002, ...")
     command.set_defaults(run=pack)
 
 
@@ -266,8 +319,12 @@ def console(arguments: argparse.Namespace) -> int:
 
     from .app import SetupApp
 
+    cmdline = _CMDLINE.read_text()
+    if "asr.id=" not in cmdline and not _MEDIUM.exists():
+        arguments.fail("this computer was not started from the recovery medium, and F3 would restart it; asr alone "
+                       "starts the wizard")
     app: SetupApp
-    if stage(_CMDLINE.read_text()) == "restore":
+    if stage(cmdline) == "restore":
         from bootenv import restore
 
         from .restore import RestoreApp
@@ -427,7 +484,7 @@ def make_disk(arguments: argparse.Namespace) -> int:
     """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
     from bootenv import carried
     from bootenv.asr_disk import inside, put
-    from bootenv.errors import NoProvider
+    from bootenv.errors import NoAsrDisk, NoProvider
     from bootenv.prepare import REPAIR, label_of
     from bootenv.provider import find_provider
     from bootenv.run import ROOT
@@ -436,6 +493,10 @@ def make_disk(arguments: argparse.Namespace) -> int:
 
     with ExitStack() as open:
         source = open.enter_context(_file(arguments.source)) if arguments.source else ROOT / REPAIR
+        if not source.exists() and (volume := source.with_name(f"{source.name}.001")).exists():
+            source = volume
+        if source.exists() and not source.is_file():       # to open a FIFO would wait for ever
+            raise NoAsrDisk(f"{arguments.source} is no file.", hint="Name a backup of an ASR set, or its asr.sif.")
         set = read_copy(source)
         program = None
         if set.provider:
@@ -486,6 +547,8 @@ def check(arguments: argparse.Namespace) -> int:
     """Nothing is written. The status is the verdict's place: 0, 1 or 2."""
     if arguments.drift:
         return drift(arguments)
+    if arguments.packages or arguments.remind or arguments.max_age is not None:
+        arguments.fail("--packages, --remind and --max-age are for --drift")
     from bootenv.check import VERDICTS, as_lines, verdict
     from bootenv.check import check as findings_of
     from bootenv.probe import kernel_names, mount_table, probe
@@ -506,8 +569,9 @@ def drift(arguments: argparse.Namespace) -> int:
 
     _need_root("Looking at this computer's disks")
     quiet = arguments.packages             # package managers call it so, after each of their runs
+    days = _MAX_AGE if arguments.max_age is None else arguments.max_age
     try:
-        found = package_only_drift() if arguments.packages else find_drift(timedelta(days=arguments.max_age))
+        found = package_only_drift() if arguments.packages else find_drift(timedelta(days=days))
     except (NoAsrDisk, DamagedSif) as error:
         found = () if quiet else (Difference("ASR set", error.message),)
     # If packages alone are well, a notice about the rest stays.
@@ -581,19 +645,47 @@ def extract(arguments: argparse.Namespace) -> int:
 
 
 def pack(arguments: argparse.Namespace) -> int:
-    """Status 0: the file is whole. What isn't in it as it was is named."""
+    """Status 0: the file is whole, and nothing was unreadable. What isn't in it as it was is named."""
+    from bootenv.archive import STDOUT
     from bootenv.asr_disk import inside
-    from bootenv.backup import Source, write_backup
+    from bootenv.backup import Source, is_lost, write_backup
 
-    piped = arguments.file == "-"
+    tree = inside(arguments.tree)
+    if not os.path.isdir(tree):
+        raise NotADirectoryError(errno.ENOTDIR, "There is no such folder: pack takes a folder, with all that is in it",
+                                 arguments.tree)
+    destination = _packed_to(arguments.file, bool(arguments.volume_size))
+    piped = destination == STDOUT
     work = write_backup(
-        Path("/dev/stdout" if piped else inside(arguments.file)), [Source(inside(arguments.tree))],
-        exclude=arguments.exclude, include=arguments.include, caches=not arguments.exclude_caches,
-        level=arguments.level, volume_size=arguments.volume_size)
+        destination, [Source(tree)], exclude=arguments.exclude, include=arguments.include,
+        caches=not arguments.exclude_caches, level=arguments.level, volume_size=arguments.volume_size)
     with redirect_stdout(sys.stderr) if piped else nullcontext():
         _, unlike = followed(work)
         print(f"Packed with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Packed.")
-    return 0
+    return 1 if any(map(is_lost, unlike)) else 0
+
+
+def _packed_to(word: str, volumes: bool) -> Path:
+    """A file that is not there yet, what is no file, or STDOUT by any of its names. Raises DestinationRefused."""
+    from bootenv.archive import STDOUT
+    from bootenv.asr_disk import inside
+    from bootenv.destinations import check_new, refused
+    from bootenv.run import ROOT
+
+    if word in _STDOUT:
+        return STDOUT
+    path = Path(inside(word))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # A link to it, or the terminal's own name: the words about the work must not go there.
+        return STDOUT if os.path.samestat(path.stat(), os.fstat(1)) else path
+    path = Path(os.path.realpath(path))        # a link stays one, and leads to the backup
+    if not path.is_relative_to(os.path.realpath(ROOT)) or path.parent == Path("/dev"):
+        raise refused(f"{word} would lie in memory.", "Name a file on a disk, or a device that is there.")
+    if re.search(r"\.\d{3,}$", path.name) and not volumes:
+        raise refused(f"{path.name} ends as the volumes of a backup do, and would be read as one.",
+                      "Choose a name that does not end in a number.")
+    check_new(path)
+    return path
 
 
 def followed(events: Iterator[Event]) -> tuple[Any, list[Difference]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from bootenv import archive
 from bootenv import backup as backup_room
 from bootenv.archive import Frame, Index, Output, Place, Volumes, Writer, pack
 from bootenv.backup import (
@@ -593,6 +594,92 @@ def test_a_backup_into_a_pipe(small, scratch):
         pack_tree(small, scratch / "pipe")
         reader.wait()
     assert verify(scratch / "b") == []
+
+
+def test_two_backups_to_one_name_do_not_spoil_each_other(small, scratch):
+    for mine, theirs in ((0, 0), (3_000_000, 0), (0, 3_000_000), (3_000_000, 3_000_000)):
+        writing = write_backup(scratch / "b", [Source(small)], volume_size=mine)
+        next(writing)
+        with pytest.raises(DestinationRefused, match="is being written by another backup"):
+            pack_tree(small, scratch / "b", volume_size=theirs)
+        differences(writing)
+        assert verify(scratch / "b") == []
+        assert not list(scratch.glob("*.part"))
+        for path in scratch.glob("b*"):
+            path.unlink()
+
+
+def test_volumes_that_began_by_themselves_are_locked_too(small, scratch):
+    output = Output(scratch / "b")
+    output.write(b"first")
+    output.volume_size = 5
+    output.write(b"more")
+    for size in (0, 5):
+        with pytest.raises(DestinationRefused, match="is being written by another backup"):
+            Output(scratch / "b", size)
+    output.commit()
+    assert {path.name: path.read_bytes() for path in scratch.glob("b*")} == {"b.001": b"first", "b.002": b"more"}
+
+
+def test_the_file_that_was_waited_for_is_not_taken_when_it_has_its_name(small, scratch, monkeypatch):
+    """The other backup ends after its temporary file was opened and before that is locked."""
+    other = Output(scratch / "b")
+    other.write(b"whole")
+    real = archive.fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        monkeypatch.setattr(archive.fcntl, "flock", real)
+        other.commit()
+        real(fd, how)
+
+    monkeypatch.setattr(archive.fcntl, "flock", flock)
+    with pytest.raises(DestinationRefused, match="b is there already"):
+        Output(scratch / "b")
+    assert {path.name: path.read_bytes() for path in scratch.glob("b*")} == {"b": b"whole"}
+
+
+def test_what_a_killed_backup_has_left_is_written_over(small, scratch):
+    (scratch / "b.part").write_bytes(b"x" * 20_000_000)
+    pack_tree(small, scratch / "b")
+    assert verify(scratch / "b") == []
+    assert not (scratch / "b.part").exists()
+
+
+@pytest.mark.parametrize("there", ["b", "b.001", "b.002"])
+@pytest.mark.parametrize("size", [0, 3_000_000])
+def test_no_backup_is_overwritten_nor_mixed_with_another(there, size, small, scratch):
+    (scratch / there).write_text("an older one")
+    with pytest.raises(DestinationRefused, match=f"{there} is there already"):
+        pack_tree(small, scratch / "b", volume_size=size)
+    assert [(path.name, path.read_text()) for path in scratch.glob("b*")] == [(there, "an older one")]
+
+
+@pytest.mark.parametrize("name", ["etc.2024", "etc.20261126", "etc.007"])
+def test_one_file_with_a_number_at_its_end_is_one_file(name, small, scratch):
+    """And one that was cut off is no volume of what has thousands."""
+    for other in ("etc.2023", "etc.001", "etc.002"):
+        (scratch / other).write_bytes(b"something else")
+    pack_tree(small, scratch / "b")
+    (scratch / "b").rename(scratch / name)
+    assert verify(scratch / name) == []
+    for other in ("etc.001", "etc.002"):
+        (scratch / other).unlink()
+    os.truncate(scratch / name, 5_000_000)
+    extract(scratch / name, scratch / "out")
+    mine, theirs = described(small), described(scratch / "out")
+    assert len(theirs) > 20
+    assert all(alone(what) == alone(mine[path]) for path, what in theirs.items())
+
+
+def test_volumes_are_read_by_the_name_of_any_and_without_what_has_a_far_number(small, scratch):
+    (scratch / "b.20261126").write_bytes(b"x")
+    pack_tree(small, scratch / "b", volume_size=3_000_000)
+    for name in ("b", "b.001", "b.002", max(path.name for path in scratch.glob("b.0*"))):
+        assert verify(scratch / name) == []
+    for path in scratch.glob("b.0*"):
+        path.unlink()
+    with pytest.raises(BackupNotFound):
+        verify(scratch / "b")
 
 
 def test_no_backup_there(scratch):

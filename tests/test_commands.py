@@ -1,7 +1,12 @@
 """The commands for backups, as a person types them."""
 
+import errno
+import os
+import random
+import shutil
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from bootenv import asr_disk, errors, network
+from bootenv import asr_disk, collect, errors, network, prepare
 from bootenv.asr_disk import SIF, check_belongs
-from bootenv.backup import Source, write_backup
+from bootenv.backup import Source, is_lost, write_backup
+from bootenv.events import Difference
+from bootenv.exclude import TEMPORARY
 from bootenv.layout import Layout
 from bootenv.sif import AsrSet, new_id, write_sif
 from console.__main__ import main
@@ -101,6 +108,90 @@ def test_a_backup_goes_into_a_pipe(tree, tmp_path, capsys):
     assert "The backup is whole." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("word", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_is_written_as_it_is_and_the_words_are_not_in_it(word, tree, tmp_path, capfdbinary):
+    assert main(["pack", str(tree), word]) == 0
+    packed, said = capfdbinary.readouterr()
+    assert said.endswith(b"Packed.\n")
+    assert Path("/dev/stdout").is_symlink()
+    (tmp_path / "b.tar.zst").write_bytes(packed)
+    assert main(["verify", str(tmp_path / "b.tar.zst")]) == 0
+
+
+def test_a_large_backup_goes_into_a_pipe(tmp_path, capsys):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/noise").write_bytes(random.Random(1).randbytes(40 * 2**20))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = threading.Thread(target=lambda: shutil.copyfileobj((tmp_path / "pipe").open("rb"),
+                                                               (tmp_path / "b").open("wb")))
+    reader.start()
+    assert main(["pack", str(tmp_path / "tree"), str(tmp_path / "link")]) == 0
+    reader.join()
+    assert (tmp_path / "link").is_symlink()
+    assert main(["verify", str(tmp_path / "b")]) == 0
+
+
+def test_a_link_to_nothing_leads_to_the_backup_then(tree, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "newest").symlink_to("disk/b.tar.zst")
+    assert main(["pack", str(tree), str(tmp_path / "newest")]) == 0
+    assert os.readlink(tmp_path / "newest") == "disk/b.tar.zst"
+    assert main(["verify", str(tmp_path / "newest")]) == 0
+
+
+@pytest.mark.parametrize(("there", "name", "said"), [
+    ("b", "b", "b is there already"), ("b", "link", "b is there already"), ("b.002", "b", "b is there already"),
+    ("b", "folder", "folder is there already"), ("b", "nowhere/c", "There is no folder"),
+    ("b", "etc.2024", "etc.2024 ends as the volumes of a backup do"), ("b", "/dev/asr-none", "would lie in memory"),
+])
+def test_pack_overwrites_nothing_and_says_what_will_not_do(there, name, said, tree, tmp_path, capsys):
+    (tmp_path / there).write_text("older")
+    (tmp_path / "link").symlink_to("b")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert main(["pack", str(tree), str(tmp_path / name)]) == 1
+    assert said in capsys.readouterr().err
+    assert (tmp_path / there).read_text() == "older"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pack_takes_a_folder(tree, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "tree/etc/hosts", "pipe"):
+        assert main(["pack", str(tmp_path / name), str(tmp_path / "b")]) == 1
+        assert capsys.readouterr().err == (
+            f"asr: {tmp_path / name}: There is no such folder: pack takes a folder, with all that is in it\n")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("why", "status"), [
+    (collect.unread(PermissionError(13, "")), 1), (collect.unread(OSError(5, "")), 1), (collect.VANISHED, 0),
+    (collect.CHANGED, 0), (collect.SOCKET, 0), (TEMPORARY, 0),
+])
+def test_the_status_says_whether_something_could_not_be_read(why, status, tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bootenv.backup.write_backup", lambda *_, **__: iter([Difference("a", why)]))
+    assert main(["pack", str(tree), str(tmp_path / "b")]) == status
+    assert "Packed with 1 difference." in capsys.readouterr().out
+
+
+def test_a_bad_sector_is_lost(tmp_path):
+    with open("/proc/self/mem", "rb") as file:             # nothing is at its beginning
+        assert is_lost(Difference("a", collect.read_into(memoryview(bytearray(4096)), file.fileno(), 0)))
+
+
+def test_a_report_is_saved_to_a_new_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "ROOT", tmp_path)
+    (tmp_path / prepare.report_of(SET)).parent.mkdir(parents=True)
+    (tmp_path / prepare.report_of(SET)).write_text("all is well")
+    prepare.save_report(SET, str(tmp_path / "report"))
+    assert (tmp_path / "report").read_text() == "all is well"
+    (tmp_path / "report").write_text("another")
+    with pytest.raises(errors.DestinationRefused, match="report is there already"):
+        prepare.save_report(SET, str(tmp_path / "report"))
+    assert (tmp_path / "report").read_text() == "another"
+
+
 @pytest.mark.parametrize("words", [
     ("verify", "nfs://nas/x/b.tar.zst"), ("list", "nfs://nas/x/b.tar.zst"),
     ("extract", "nfs://nas/x/b.tar.zst", "--all", "--to", "out"),
@@ -152,3 +243,126 @@ def test_a_backup_is_a_copy_of_its_asr_disk(tree, tmp_path, capsys):
     assert main(["make-disk", "--from", str(tmp_path / "b.tar.zst"), "--disk", str(tmp_path / "disk")]) == 0
     assert (tmp_path / "disk" / SIF).read_bytes() == write_sif(SET)
     assert "Automated System Recovery Disk for sample" in capsys.readouterr().out
+
+
+def test_a_backup_in_volumes_is_a_copy_by_its_name_too(tree, tmp_path, capsys):
+    for _ in write_backup(tmp_path / "b.tar.zst", [Source(tree)], ("asr.sif", write_sif(SET)), volume_size=2000):
+        pass
+    (tmp_path / "disk").mkdir()
+    assert main(["make-disk", "--from", str(tmp_path / "b.tar.zst"), "--disk", str(tmp_path / "disk")]) == 0
+    assert (tmp_path / "disk" / SIF).read_bytes() == write_sif(SET)
+
+
+@pytest.fixture
+def no_fat(monkeypatch) -> None:
+    """Nothing is a FAT, and blkid knows nothing of it."""
+    def run(argv, **_):
+        if argv[0] == "mdir":
+            raise errors.CommandFailed("mdir failed: init :: non DOS media")
+        assert argv[0] == "blkid"
+        return ""
+
+    monkeypatch.setattr(asr_disk, "run", run)
+
+
+@pytest.mark.parametrize(("there", "said"), [
+    ("letter", "letter is a file that holds something else than a disk. It is left alone."),
+    ("pipe", "pipe is neither a disk, nor an image, nor a folder."), ("/dev/null", "/dev/null is neither a disk"),
+])
+@pytest.mark.parametrize("wish", [[], ["--format-disk"]])
+def test_a_file_is_not_formatted_nor_a_pipe_waited_for(there, said, wish, no_fat, backup, tmp_path, capsys):
+    (tmp_path / "letter").write_text("\0" * 3 * 2**20 + "dear Ann")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / SIF).write_bytes(write_sif(SET))
+    before = (tmp_path / "letter").read_bytes()
+    assert main(["make-disk", "--from", str(tmp_path / SIF), "--disk", str(tmp_path / there), *wish]) == 1
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "letter").read_bytes() == before
+    assert main(["verify", str(backup), "--disk", str(tmp_path / there)]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0, 1440 * 1024])
+def test_a_file_of_zeros_may_be_formatted(size, no_fat, tmp_path):
+    (tmp_path / "blank").write_bytes(bytes(size))
+    with pytest.raises(errors.AsrDiskUnformatted):
+        asr_disk.check_disk(SET, str(tmp_path / "blank"))
+    assert asr_disk.check_disk(SET, str(tmp_path / "blank"), format=True) == ""
+
+
+def test_a_disk_that_is_not_there_has_a_sentence(backup, tmp_path, capsys):
+    assert main(["verify", str(backup), "--disk", str(tmp_path / "none")]) == 1
+    assert f"ASR-010: There is no disk, image or folder {tmp_path / 'none'}." in capsys.readouterr().err
+
+
+def test_a_copy_is_a_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "disk").mkdir()
+    for name in ("pipe", "disk"):
+        assert main(["make-disk", "--from", str(tmp_path / name), "--disk", str(tmp_path / "disk")]) == 1
+        assert f"ASR-010: {tmp_path / name} is no file." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_full_has_nothing_of_what_was_begun(tmp_path, monkeypatch, capsys):
+    (tmp_path / "s").write_bytes(write_sif(SET))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / SIF).write_bytes(b"older")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(asr_disk.os, "fsync", fsync)
+    assert main(["make-disk", "--from", str(tmp_path / "s"), "--disk", str(tmp_path / "disk")]) == 1
+    assert "ASR-014" in capsys.readouterr().err
+    assert files_below(tmp_path / "disk") == {SIF: "older"}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_list_that_nobody_reads_to_its_end_ends_quietly(unbuffered, backup):
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    process = subprocess.Popen((sys.executable, "-m", "console", "list", backup), stdout=ours, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    os.close(ours)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(("words", "status"), [
+    (["check", "--bogus"], 3), (["check", "--max-age", "x"], 3), (["check", "--drift", "--max-age", "-1"], 3),
+    (["check", "--packages"], 3), (["check", "--remind"], 3), (["check", "--max-age", "3"], 3),
+    (["check", "--drift", "--max-age", "99999999"], 3), (["list", "--bogus", "b"], 2), (["list", "b", "c"], 2),
+    (["prepare", "--to", "/x", "--disk", "/y", "--keep", "-1"], 2),
+    (["prepare", "--to", "/x", "--disk", "/y", "--keep-days", "36501"], 2),
+    (["schedule", "add", "x", "--when", "daily", "--to", "/x", "--disk", "/y", "--keep", "-1"], 2),
+    (["pack", "tree", "b", "--volume-size", "-5"], 2), (["pack", "tree", "b", "--volume-size", "650"], 2),
+    (["extract", "b", "--to", "out", "x", "--bogus"], 2),
+])
+def test_a_command_line_that_is_none_has_its_own_status(words, status, monkeypatch, capsys):
+    monkeypatch.setattr("os.geteuid", lambda: pytest.fail("it was taken"))
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == status
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--to", "OUT", "etc/hosts", "home/ann/Videos"],
+                                   ["etc/hosts", "--to", "OUT", "home/ann/Videos"]])
+def test_paths_may_come_after_options(words, backup, tmp_path):
+    assert main(["extract", str(backup), *(word.replace("OUT", str(tmp_path / "out")) for word in words)]) == 0
+    assert files_below(tmp_path / "out").keys() == {"etc/hosts", "home/ann/Videos/film"}
+
+
+def test_the_consoles_of_recovery_are_not_for_a_machine_that_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cmdline").write_text("root=/dev/sda1 quiet\n")
+    monkeypatch.setattr("console.__main__._CMDLINE", tmp_path / "cmdline")
+    monkeypatch.setattr("console.__main__._MEDIUM", tmp_path / "medium")
+    monkeypatch.setattr("console.recover.RecoverApp.run", lambda app, **_: None)
+    with pytest.raises(SystemExit):
+        main(["console"])
+    assert "was not started from the recovery medium" in capsys.readouterr().err
+    (tmp_path / "cmdline").write_text("asr.id=1 asr.stage=recover\n")
+    assert main(["console"]) == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "recovery medium shows" not in capsys.readouterr().out

@@ -2819,13 +2819,16 @@ def test_plan_prints_the_commands_of_an_asr_sif(tmp_path, capsys):
 
 # A real terminal
 
-def test_the_real_program_draws_page_2_on_a_terminal_and_ends_with_it():
+def test_the_real_program_draws_page_2_on_a_terminal_and_ends_with_it(tmp_path):
     """The whole program on a pty, seen as a terminal emulator sees it."""
+    (tmp_path / "cmdline").write_text("asr.id=1\n")
+    program = ("import sys, pathlib, console.__main__ as asr\nasr._CMDLINE = pathlib.Path(sys.argv[1])\n"
+               "sys.exit(asr.main(['console']))")
     screen = pyte.Screen(80, 25)
     stream = pyte.ByteStream(screen)
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
-    process = subprocess.Popen((sys.executable, "-m", "console", "console"), cwd=SCREENS.parents[1],
+    process = subprocess.Popen((sys.executable, "-c", program, tmp_path / "cmdline"), cwd=SCREENS.parents[1],
                                stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
                                env=os.environ | {"TERM": "screen", "LANG": "C.UTF-8", "LINES": "", "COLUMNS": ""})
     os.close(slave)
