@@ -13,6 +13,7 @@ from .destinations import SUFFIX, check_new, file_at, refused, volume_of
 from .errors import NothingToBackUp
 from .events import Difference, Event, noted
 from .files import read_back
+from .probe import resolved
 from .run import ROOT
 from .sif import now
 
@@ -20,7 +21,6 @@ __all__ = ["Entry", "back_up", "destination", "entries", "everyones", "mine", "s
 
 # What the kernel shows of itself, in the form of files.
 _NO_FILES = backup.PSEUDO - {"autofs", "overlay", "ramfs", "squashfs", "tmpfs"}
-_MOST_LINKS = 40                       # on the way to a file, as for the kernel: path_resolution(7)
 _ELSE = "Mount what it lies on, or choose the files in the tree."
 
 
@@ -124,22 +124,8 @@ def _there(paths: Iterable[str]) -> list[str]:
 
 
 def _real(path: str) -> str:
-    """A path of this computer without links, whose own / is ROOT. One that goes round in a circle stays as it is."""
-    parts, done = path.split("/")[::-1], Path("/")
-    links = 0
-    while parts:
-        part = parts.pop()
-        here = ROOT / str(done / part).lstrip("/")
-        if part == "..":
-            done = done.parent
-        elif here.is_symlink() and links < _MOST_LINKS:
-            links += 1
-            goal = os.readlink(here)
-            done = Path("/") if goal.startswith("/") else done
-            parts += goal.split("/")[::-1]
-        else:
-            done /= part
-    return str(done)
+    """A path of this computer without links."""
+    return f"/{resolved(ROOT, path).relative_to(ROOT)}".removesuffix(".")
 
 
 def _mounted_beside(paths: Sequence[str]) -> Iterator[str]:

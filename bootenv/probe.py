@@ -735,17 +735,27 @@ def architecture() -> str:
 
 
 def resolved(root: Path, name: str) -> Path:
-    """A file below a root; where it is a symlink, what that means there and not in this system."""
-    path = root / name
-    for _ in range(_LINKS):
-        if not path.is_symlink():
-            break
-        goal = os.readlink(path)
-        path = root / goal.lstrip("/") if goal.startswith("/") else path.parent / goal
+    """A file below a root without links on the way to it: they mean what they mean there, and not in this system.
+
+    One that goes round in a circle stays a link.
+    """
+    parts, path = name.split("/")[::-1], root
+    links = 0
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            path = path.parent if path != root else root
+        elif (path / part).is_symlink() and links < _LINKS:
+            links += 1
+            goal = os.readlink(path / part)
+            path = root if goal.startswith("/") else path
+            parts += goal.split("/")[::-1]
+        else:
+            path /= part
     return path
 
 
-_LINKS = 8                     # one after the other; more are a circle
+_LINKS = 40                    # as for the kernel: path_resolution(7)
 
 
 def os_release(root: Path = ROOT) -> dict[str, str]:
