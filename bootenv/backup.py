@@ -37,6 +37,7 @@ from bootenv.archive import (
 from bootenv.collect import (
     BATCH,
     CHANGED,
+    LOST,
     PIECE,
     Batch,
     Collector,
@@ -73,7 +74,6 @@ PSEUDO = frozenset((
     "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"))
 _FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
 
-_LOST = ("It cannot be read", "Not all of it can be read")      # how collect.py begins to say so
 _ITSELF = "It is the backup that was being made."
 _NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
 _OTHER = "Another file system is mounted there; it is not in this backup."
@@ -248,7 +248,7 @@ def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str,
 
 def is_lost(difference: Difference) -> bool:
     """Could something not be read? What changed, is made anew or is left out has a difference, too."""
-    return difference.why.startswith(_LOST)
+    return difference.why.startswith(LOST)
 
 
 def _mounted_elsewhere(reading: Reading) -> Iterator[Difference]:

@@ -32,6 +32,7 @@ MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are sto
 
 VANISHED = "It vanished while the backup was made."
 CHANGED = "It changed while it was read; the backup holds what was read."
+LOST = ("It cannot be read", "Not all of it can be read")      # how the sentences about what is missing begin
 REPLACED = "It was replaced by something else while the backup was made."
 SWAP = "The pages in a swap file are not backed up; it comes back empty."
 SOCKET = "A socket is made anew by its program; it is not in the backup."
@@ -171,7 +172,7 @@ def read_into(view: memoryview, fd: int, offset: int) -> str:
             # After an error block by block, so that a bad sector costs itself and no more.
             count = os.preadv(fd, (view[at:at + BLOCK * 8] if why else view[at:],), offset + at)
         except OSError as error:
-            why = f"Not all of it can be read ({os.strerror(error.errno or errno.EIO)}); zeros are in its place."
+            why = f"{LOST[1]} ({os.strerror(error.errno or errno.EIO)}); zeros are in its place."
             count = min(len(view) - at, BLOCK * 8 - (offset + at) % (BLOCK * 8))
             view[at:at + count] = bytes(count)
         if not count:                          # it shrank
@@ -186,7 +187,7 @@ def unread(error: OSError) -> str:
         return VANISHED
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
         return REPLACED
-    return f"It cannot be read: {os.strerror(error.errno or errno.EIO)}."
+    return f"{LOST[0]}: {os.strerror(error.errno or errno.EIO)}."
 
 
 def changed(before: os.stat_result, after: os.stat_result) -> bool:

@@ -252,6 +252,9 @@ def schedule_list(arguments: argparse.Namespace) -> int:
 def _print_job(job: "Job") -> None:
     from bootenv import schedule
 
+    if job.broken:
+        print(f"{job.name}: {schedule.BROKEN}; asr schedule remove {job.name} takes them away")
+        return
     form, due = schedule.normalized(job.when)
     print(f"{job.name}: {schedule.in_words(form)}, next {due}", f"    to {job.to}, ASR disk {job.disk}",
           f"    by {job.provider}" if job.provider else f"    keeps {job.kept}", sep="\n")
@@ -610,13 +613,16 @@ def plan(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     from bootenv.asr_disk import check_belongs, inside
     from bootenv.backup import verify_backup
+    from bootenv.files import damaged_files
 
     with _file(arguments.backup) as path:
         if arguments.disk:                     # at once: the rest takes long
             set = check_belongs(inside(arguments.disk), path)
             print(f"The disk and the backup are of one set: {set.host}, {set.created:%Y-%m-%d %H:%M} UTC.")
         _, damaged = followed(verify_backup(path))
-    print(f"{len(damaged)} of its files are damaged." if damaged else "The backup is whole.")
+    count = damaged_files(damaged)
+    print("The backup is whole." if not damaged else f"{count} of its files are damaged." if count else
+          "Its index is damaged; its files are not.")
     return 1 if damaged else 0
 
 

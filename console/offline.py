@@ -18,7 +18,7 @@ from bootenv.layout import human
 from bootenv.run import OFFLINE
 
 from .screens import Leaving, Looking, Notice, Page, Passphrase, bullets, difference_lines, key, text
-from .widgets import TEXT_WIDTH, Lines, Listing, Marks, shortened
+from .widgets import TEXT_WIDTH, Lines, Listing, Marks, cut, shortened
 
 if TYPE_CHECKING:
     from bootenv.events import Difference
@@ -174,7 +174,7 @@ class Systems(Page["story.System | None"]):
             f"      Computer     {shortened(system.host, TEXT_WIDTH - 19)}",
             f"      System       {shortened(system.name, TEXT_WIDTH - 19)}",
             f"      Lies on      {on}" + (f"  {system.subvolume}" if system.subvolume else ""),
-            f"      Mounts       {', '.join(system.points)[:TEXT_WIDTH - 19]}")
+            f"      Mounts       {cut(', '.join(system.points), TEXT_WIDTH - 19)}")
 
     @property
     def chosen(self) -> "story.System":

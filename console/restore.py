@@ -29,7 +29,7 @@ from .screens import (
     set_lines,
     text,
 )
-from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, shortened, wrapped
+from .widgets import TEXT_WIDTH, Gauge, Lines, Listing, cut, shortened, wrapped
 
 if TYPE_CHECKING:
     from bootenv.recover import Check
@@ -385,7 +385,7 @@ class Completing(WizardPage[bool]):
         yield text(
             f"      Computer     {self.set.host}\n"
             f"      System       {self.set.system}\n"
-            f"      Mounted at   {points[:TEXT_WIDTH - 19]}\n"
+            f"      Mounted at   {cut(points, TEXT_WIDTH - 19)}\n"
             f"      Files        {self.set.backup.files:,}\n"
             f"      Bytes        {self.set.backup.bytes:,}\n"
             f"      From         {shortened(self.backup.place, TEXT_WIDTH - 19)}"
