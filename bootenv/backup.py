@@ -654,6 +654,7 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Generator[Event,
             total += place.size
             total_files += place.files
         pace = _Pace()
+        told: set[bytes] = set()               # a large file is in many frames, and has one name
         for (_, fields, whole, lost, item), _ in crew.run(_with_records(volumes, index)):
             place = Place(*fields)
             done += place.size
@@ -661,7 +662,9 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Generator[Event,
             if not whole:
                 volumes.check_there()
             for name in lost:
-                yield Difference(os.fsdecode(name), "It is damaged in the backup.")
+                if name not in told:
+                    yield Difference(os.fsdecode(name), "It is damaged in the backup.")
+            told.update(lost)
             if not whole and not lost:
                 yield Difference(f"frame {place.seq}", _damage_without_loss(place, index))
             if pace.due():

@@ -684,6 +684,18 @@ def test_verify_names_what_is_damaged(small_backup, scratch):
     assert verify(scratch / "b") == [Difference("large", "It is damaged in the backup.")]
 
 
+def test_verify_names_a_large_file_once_however_much_of_it_is_damaged(small_backup, scratch):
+    _, whole = small_backup
+    (scratch / "b").write_bytes(whole)
+    damaged = bytearray(whole)
+    with Volumes(scratch / "b") as volumes:
+        for place in Index(volumes).frames():
+            if place.kind == "+":
+                damaged[place.place + 1000] ^= 1
+    (scratch / "b").write_bytes(damaged)
+    assert verify(scratch / "b") == [Difference("large", "It is damaged in the backup.")]
+
+
 def test_frames_change_places(small_backup, scratch):
     """Two whole frames that are right in themselves, but not where they belong."""
     tree, whole = small_backup
