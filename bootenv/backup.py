@@ -720,7 +720,7 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
     """
     if not anywhere and not os.path.ismount(target):
         raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
-    wanted = tuple(os.fsencode(name.strip("/")) for name in only)
+    wanted = tuple(_as_stored(name) for name in only)
     devices = frozenset(device for _, kind, device in mounts() if kind in _FOREIGN)
     directory = os.fsencode(target)
     # The workers start while the index is read. All are closed at once at the end: the target is unmounted next.
@@ -729,6 +729,11 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
         index = Index(volumes)
         yield from _whole(volumes, index)
         yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
+
+
+def _as_stored(name: str) -> bytes:
+    """A path as people and shells write it, as the backup has it: "./a//x/" is a/x, "/" is all."""
+    return b"/".join(part for part in os.fsencode(name).split(b"/") if part not in (b"", b"."))
 
 
 class _Journal:

@@ -840,6 +840,13 @@ def test_single_files_are_read_alone(small, scratch):
     assert described(scratch / "out") == {p: w for p, w in mine.items() if p.split(b"/")[0] in (b"d7", b"large")}
 
 
+@pytest.mark.parametrize("name", ["./d7/f7", "d7//f7", "/./d7/f7", "d7/./f7/"])
+def test_a_path_may_be_written_as_a_shell_completes_it(small, scratch, name):
+    pack_tree(small, scratch / "b")
+    assert extract(scratch / "b", scratch / "out", only=[name]) == []
+    assert (scratch / "out/d7/f7").read_bytes() == (small / "d7/f7").read_bytes()
+
+
 def test_the_list_has_every_path(tree, backup):
     listed = {record.path for record in list_backup(backup)}
     assert listed == {*described(tree), b"", FIRST.encode()} - {b"special/socket"}
