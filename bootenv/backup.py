@@ -54,7 +54,7 @@ from bootenv.directories import Directories, allow_depth
 from bootenv.errors import DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
 from bootenv.events import Difference, Event, Progress
 from bootenv.exclude import ASKED, LISTED, TAG, is_tag
-from bootenv.extract import DAMAGED, MALFORMED, Extractor, is_wanted
+from bootenv.extract import DAMAGED, MALFORMED, Extractor, News, is_wanted
 from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
@@ -801,12 +801,11 @@ class _Restoring:
         self._heads: dict[bytes, int] = {}     # a large file's path, and that number
         self._damaged: dict[int, Place] = {}
         self._flags: list[tuple[bytes, str]] = []
+        self._others = False
 
     def events(self) -> Iterator[Event]:
         for path in sorted(self._missing):
             yield Difference(os.fsdecode(path), "It is not in the backup.")
-        if not self._only_root():
-            yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         for value, _ in self._crew.run(self._members()):
             yield from self._take(value)
         yield from self._save_damaged()
@@ -817,12 +816,10 @@ class _Restoring:
         yield from self._finish_directories()
         for path, letters in self._flags:
             self._extractor.forbid(path, letters)
-        yield from self._own_differences()
+        yield from self._tell(self._extractor.news())
+        if self._others:
+            yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         yield Progress("Restoring files...", self._total, self._total, "", "", self._total_files, self._total_files)
-
-    @staticmethod
-    def _only_root() -> bool:
-        return os.geteuid() == 0
 
     def _frames_of(self, only: tuple[bytes, ...]) -> set[int]:
         """The frames that hold these paths, or what is below them."""
@@ -868,11 +865,9 @@ class _Restoring:
         if value[0] == "full":
             raise DestinationFull("The target is full: not all files fit.", untouched="",
                                   hint="Recover to larger disks.")
-        _, kind, place, item, large, damaged, differences, flags = value
-        place = Place(*place)
-        self._flags += flags
-        for path, why in differences:
-            yield Difference(os.fsdecode(path), why)
+        _, kind, place, item, large, damaged, told = value
+        place, news = Place(*place), News(*told)
+        yield from self._tell(news)
         self._done += place.size if kind != "directories" else 0
         self._files += place.files
         if damaged:
@@ -880,21 +875,22 @@ class _Restoring:
             self._damaged[place.seq] = place
         if large:
             self._begin(place, Member(*large))
-        elif kind == "frame" and not (damaged or differences or flags):
+        elif kind == "frame" and not (damaged or news.differences or news.flags):
             self._journal.add((place.seq,))
         if kind == "piece":
             self._grow(place, item, damaged)
         self._unanswered.discard(place.seq)
-        yield from self._own_differences()
+        yield from self._tell(self._extractor.news())
         if self._pace.due():
             yield Progress("Restoring files...", self._done, self._total, os.fsdecode(item), "", self._files,
                            self._total_files)
 
-    def _own_differences(self) -> Iterator[Difference]:
-        for path, why in self._extractor.differences:
+    def _tell(self, news: News) -> Iterator[Difference]:
+        """What the workers, or the one in this process, have to tell."""
+        self._flags += news.flags
+        self._others |= news.others
+        for path, why in news.differences:
             yield Difference(os.fsdecode(path), why)
-        self._flags += self._extractor.flags
-        self._extractor.differences, self._extractor.flags = [], []
 
     # Large files
 

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 from bootenv.archive import DamagedFrame, Place, Record, Volumes, parse_records, salvage, unpack
@@ -98,6 +99,14 @@ def allow_changes(fd: int) -> None:
         pass                                   # this file system has no flags
 
 
+class News(NamedTuple):
+    """What an Extractor has to tell since it was last asked."""
+
+    differences: list[tuple[bytes, str]]
+    flags: list[tuple[bytes, str]]             # to be set when all is done
+    others: bool               # something belongs to the user who extracts it, and to somebody else in the backup
+
+
 class Extractor:
     """Makes the members of frames in the target, as the tasks of backup.restore_backup ask.
 
@@ -111,8 +120,19 @@ class Extractor:
         self._foreign = foreign                # devices whose file systems keep no owners, modes or attributes
         self._only = only
         self._root = os.geteuid() == 0
+        self._user = os.geteuid(), os.getegid()
+        self._forget()
+
+    def _forget(self) -> None:
         self.differences: list[tuple[bytes, str]] = []
-        self.flags: list[tuple[bytes, str]] = []           # to be set when all is done
+        self.flags: list[tuple[bytes, str]] = []
+        self._others = False
+
+    def news(self) -> News:
+        """What is to be told; told once."""
+        news = News(self.differences, self.flags, self._others)
+        self._forget()
+        return news
 
     def close(self) -> None:
         self._directories.close()
@@ -137,8 +157,7 @@ class Extractor:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             yield ("full",), b""
-        yield ("restored", kind, tuple(place), item, large, damaged, self.differences, self.flags), b""
-        self.differences, self.flags = [], []
+        yield ("restored", kind, tuple(place), item, large, damaged, tuple(self.news())), b""
 
     def _read(self, place: Place) -> bytes:
         assert self._volumes
@@ -296,7 +315,9 @@ class Extractor:
                 self._differs(member.path, NEEDS_ROOT)
                 return
             raise
-        if self._root and (member.uid or member.gid):
+        if not self._root:
+            self._others |= (member.uid, member.gid) != self._user
+        elif member.uid or member.gid:
             os.chown(name, member.uid, member.gid, dir_fd=directory, follow_symlinks=False)
         if member.kind != "l" and member.mode & _SPECIAL:
             os.chmod(name, member.mode, dir_fd=directory)      # ours, just made: no symlink
@@ -357,7 +378,9 @@ class Extractor:
 
     def _set_owner(self, fd: int, member: Member, mode_is_set: bool = True) -> None:
         try:
-            if self._root and (member.uid or member.gid or not mode_is_set):
+            if not self._root:
+                self._others |= (member.uid, member.gid) != self._user
+            elif member.uid or member.gid or not mode_is_set:
                 os.fchown(fd, member.uid, member.gid)
             if member.mode & _SPECIAL or not mode_is_set:
                 os.fchmod(fd, member.mode)

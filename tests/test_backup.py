@@ -8,6 +8,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -464,6 +465,55 @@ def test_what_an_ordinary_user_cannot_do_is_named():
     assert [path.name for path in (place / "out").iterdir()] == ["open"]
     assert extractor.differences == [(b"null", NEEDS_ROOT)]
     shutil.rmtree(place)
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that every user reaches: pytest's own are closed to others."""
+    path = Path(tempfile.mkdtemp(prefix="asr-"))
+    path.chmod(0o755)
+    yield path
+    adversarial.remove(path)
+
+
+def as_nobody(script: str, *arguments: object) -> str:
+    """What a program of an ordinary user prints."""
+    # The paths are its parent's: a user's own Python may be where nobody else can look.
+    drop = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    return subprocess.run((sys.executable, "-c", PRELOADED + drop + script, *map(str, arguments)),
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                          capture_output=True, text=True, check=True).stdout
+
+
+PRELOADED = """\
+from pathlib import Path
+from bootenv import backup, collect, extract
+from tests.harm import Here
+backup.Crew = Here
+"""
+
+EXTRACT = """\
+print([e for e in backup.restore_backup(Path(sys.argv[1]), Path(sys.argv[2]), anywhere=True)
+       if isinstance(e, backup.Difference)])
+"""
+
+
+@as_root
+@pytest.mark.parametrize("others", [False, True])
+def test_an_ordinary_user_is_told_of_owners_where_they_differ(open_place, others):
+    (open_place / "tree").mkdir()
+    (open_place / "out").mkdir()
+    for name in ("mine", "other"):
+        (open_place / "tree" / name).write_text(name)
+    for path in (open_place / "tree", *(open_place / "tree").iterdir(), open_place / "out"):
+        os.chown(path, 65534, 65534)
+    if others:
+        os.chown(open_place / "tree" / "other", 0, 65534)
+    pack_tree(open_place / "tree", open_place / "b")
+    (open_place / "b").chmod(0o644)
+    said = as_nobody(EXTRACT, open_place / "b", open_place / "out")
+    assert ("Only root can give files to others" in said) == others, said
+    assert (open_place / "out" / "other").read_text() == "other"
 
 
 # The destination
