@@ -51,10 +51,10 @@ from bootenv.collect import (
 )
 from bootenv.crew import Block, Crew, Message, Task
 from bootenv.directories import Directories, allow_depth
-from bootenv.errors import DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
+from bootenv.errors import AsrError, DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
 from bootenv.events import Difference, Event, Progress
 from bootenv.exclude import ASKED, LISTED, TAG, is_tag
-from bootenv.extract import DAMAGED, MALFORMED, Extractor, News, is_wanted
+from bootenv.extract import DAMAGED, MALFORMED, Extractor, News, TargetFull, is_wanted
 from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
@@ -714,8 +714,12 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
 
     What stands in a file's place is replaced; running it again after an interruption gives the same result, and with
     the same journal (a file, on the target or elsewhere) it goes on where it was. What is damaged or can't be made is
-    a Difference and costs nothing else. Raises TargetNotMounted unless the target is a mount point or `anywhere` says
-    that any directory will do; DestinationFull when the target is full; BackupNotFound, DamagedBackup (nothing can be
+    a Difference and costs nothing else. No half file stays where it ends early.
+
+    anywhere: the target is any directory, which may be in use; what stands in a file's place is replaced when the new
+    one is whole, and else stays. Without, it must be a mount point.
+
+    Raises TargetNotMounted; DestinationFull when the target is full; BackupNotFound, DamagedBackup (nothing can be
     read).
     """
     if not anywhere and not os.path.ismount(target):
@@ -724,8 +728,8 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
     devices = frozenset(device for _, kind, device in mounts() if kind in _FOREIGN)
     directory = os.fsencode(target)
     # The workers start while the index is read. All are closed at once at the end: the target is unmounted next.
-    with Volumes(path) as volumes, closing(Extractor(None, directory, devices, wanted)) as extractor, \
-            Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
+    with Volumes(path) as volumes, closing(Extractor(None, directory, devices, wanted, anywhere)) as extractor, \
+            Crew("bootenv.extract:work", (str(path), directory, devices, wanted, anywhere), workers) as crew:
         index = Index(volumes)
         yield from _whole(volumes, index)
         yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
@@ -802,15 +806,36 @@ class _Restoring:
         self._damaged: dict[int, Place] = {}
         self._flags: list[tuple[bytes, str]] = []
         self._others = False
+        self._lost: set[bytes] = set()         # what was not made
 
     def events(self) -> Iterator[Event]:
+        try:
+            yield from self._work()
+        except BaseException as error:         # also Ctrl+C, and a caller that goes away
+            self._undo()
+            if isinstance(error, TargetFull):
+                raise DestinationFull(f"The target is full: {os.fsdecode(error.path)} does not fit.", untouched="",
+                                      hint="Recover to larger disks, or extract to where there is room.") from error
+            raise
+
+    def _undo(self) -> None:
+        """What is half made is removed."""
+        # A worker that failed has nothing to say any more, nor has one that was cut short in the middle of it.
+        with suppress(AsrError, ValueError, EOFError, TypeError):
+            for value, _ in self._crew.each(("rest",)):
+                if value[0] == "restored" and value[4]:
+                    self._begin(Place(*value[2]), Member(*value[4]))
+        for growing in self._growing.values():
+            self._extractor.remove(growing.member.path)
+
+    def _work(self) -> Iterator[Event]:
         for path in sorted(self._missing):
             yield Difference(os.fsdecode(path), "It is not in the backup.")
         for value, _ in self._crew.run(self._members()):
             yield from self._take(value)
         yield from self._save_damaged()
         yield from self._give_up_incomplete()
-        for value, _ in self._crew.run(("frame", tuple(place), None) for place in self._frames("h")):
+        for value, _ in self._crew.run(self._frame_task(place) for place in self._frames("h")):
             yield from self._take(value)
         yield from self._save_damaged()
         yield from self._finish_directories()
@@ -851,7 +876,7 @@ class _Restoring:
             if place.kind == "m":
                 head = place.seq
                 self._unanswered.add(head)
-                yield ("frame", tuple(place), None)
+                yield self._frame_task(place)
                 continue
             while head in self._unanswered:
                 yield None
@@ -861,10 +886,12 @@ class _Restoring:
                 end = min(place.at + place.size, growing.placement.stored)
                 yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
 
+    def _frame_task(self, place: Place, records: bytes | None = None) -> Task:
+        return ("frame", tuple(place), records, frozenset(self._lost) if place.kind == "h" else ())
+
     def _take(self, value: tuple) -> Iterator[Event]:
         if value[0] == "full":
-            raise DestinationFull("The target is full: not all files fit.", untouched="",
-                                  hint="Recover to larger disks.")
+            raise TargetFull(value[1])
         _, kind, place, item, large, damaged, told = value
         place, news = Place(*place), News(*told)
         yield from self._tell(news)
@@ -890,7 +917,9 @@ class _Restoring:
         self._flags += news.flags
         self._others |= news.others
         for path, why in news.differences:
-            yield Difference(os.fsdecode(path), why)
+            if path not in self._lost:         # of a large file each piece would be a difference
+                yield Difference(os.fsdecode(path), why)
+        self._lost.update(news.lost)
 
     # Large files
 
@@ -906,17 +935,17 @@ class _Restoring:
         growing.left -= min(place.size, growing.placement.stored - place.at)
         growing.damaged |= damaged
         growing.seqs.append(place.seq)
-        if not growing.left and not growing.damaged:
+        if not growing.left and not growing.damaged and path not in self._lost:
             self._extractor.finish(growing.member)
             if not growing.member.flags:
                 self._journal.add(growing.seqs)
             del self._growing[seq], self._heads[path]
 
     def _give_up_incomplete(self) -> Iterator[Event]:
-        for growing in self._growing.values():
+        while self._growing:
+            _, growing = self._growing.popitem()
             self._extractor.remove(growing.member.path)
-            yield Difference(os.fsdecode(growing.member.path), DAMAGED)
-        self._growing.clear()
+            yield from self._tell(News([(growing.member.path, DAMAGED)], [growing.member.path], [], False))
 
     # Damage
 
@@ -929,7 +958,7 @@ class _Restoring:
             for seq in damaged:
                 yield Difference(f"frame {seq}", _NAMELESS)
             return
-        tasks = (("frame", tuple(damaged[seq]), records)
+        tasks = (self._frame_task(damaged[seq], records)
                  for seq, records in self._index.groups(damaged) if damaged[seq].kind != "+")
         for value, _ in self._crew.run(tasks):
             yield from self._take(value)

@@ -1,7 +1,9 @@
 """Frames made into files again: what the restore's worker processes do.
 
 Nothing is written outside the target: each name on the way is opened from its parent's descriptor and no symlink is
-followed. What an interrupted restore left is removed and made anew, so that the result is the same.
+followed. What an interrupted restore left is removed and made anew, so that the result is the same. Where the target
+is somebody's directory in use, what stands in a file's place stays until the new one is whole: that is made beside it
+and renamed.
 
 The order within a file is the kernel's: chown clears capabilities and setuid, writing clears them too, ACLs change
 the mode's group bits, attributes can't be set on what is immutable. So: content, owner, mode, ACLs and other extended
@@ -13,7 +15,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -41,6 +43,7 @@ _LAST = "ia"
 _FORBID = FLAGS["i"] | FLAGS["a"]
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL = 0o7000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_wanted(path: bytes, only: Collection[bytes]) -> bool:
@@ -99,10 +102,19 @@ def allow_changes(fd: int) -> None:
         pass                                   # this file system has no flags
 
 
+class TargetFull(Exception):
+    """There is no room for a file."""
+
+    def __init__(self, path: bytes):
+        super().__init__(path)
+        self.path = path
+
+
 class News(NamedTuple):
     """What an Extractor has to tell since it was last asked."""
 
     differences: list[tuple[bytes, str]]
+    lost: list[bytes]          # what of these is not there as it should be: it was not made
     flags: list[tuple[bytes, str]]             # to be set when all is done
     others: bool               # something belongs to the user who extracts it, and to somebody else in the backup
 
@@ -110,27 +122,33 @@ class News(NamedTuple):
 class Extractor:
     """Makes the members of frames in the target, as the tasks of backup.restore_backup ask.
 
-    Tasks: ("frame", place, records or None), ("piece", place, path, extents), ("directories", place).
+    Tasks: ("frame", place, records or None, paths that no hard link is to be made to), ("piece", place, path, extents),
+    ("directories", place), and ("rest",), after which nothing is in hand.
+    anywhere: the target is a directory in use, so what stands in a file's place stays until the new one is whole.
     """
 
-    def __init__(self, backup: Path | None, target: bytes, foreign: Collection[int], only: Collection[bytes]):
+    def __init__(self, backup: Path | None, target: bytes, foreign: Collection[int], only: Collection[bytes],
+                 anywhere: bool = False):
         allow_depth()
         self._volumes = Volumes(backup) if backup else None
         self._directories = TargetDirectories(target)
         self._foreign = foreign                # devices whose file systems keep no owners, modes or attributes
         self._only = only
+        self._anywhere = anywhere
+        self._not_made: Collection[bytes] = ()
         self._root = os.geteuid() == 0
         self._user = os.geteuid(), os.getegid()
         self._forget()
 
     def _forget(self) -> None:
         self.differences: list[tuple[bytes, str]] = []
+        self._lost: list[bytes] = []
         self.flags: list[tuple[bytes, str]] = []
         self._others = False
 
     def news(self) -> News:
         """What is to be told; told once."""
-        news = News(self.differences, self.flags, self._others)
+        news = News(self.differences, self._lost, self.flags, self._others)
         self._forget()
         return news
 
@@ -138,6 +156,8 @@ class Extractor:
         self._directories.close()
 
     def __call__(self, task: tuple) -> Iterator[Message]:
+        if task == ("rest",):
+            return
         kind, place, *rest = task
         place = Place(*place)
         item: bytes = b""
@@ -153,10 +173,8 @@ class Extractor:
                 item, large = self._frame(place, *rest)
         except DamagedFrame:
             damaged = True
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            yield ("full",), b""
+        except TargetFull as full:
+            yield ("full", full.path), b""
         yield ("restored", kind, tuple(place), item, large, damaged, tuple(self.news())), b""
 
     def _read(self, place: Place) -> bytes:
@@ -165,11 +183,12 @@ class Extractor:
 
     # A frame's members
 
-    def _frame(self, place: Place, records: bytes | None) -> tuple[bytes, tuple]:
+    def _frame(self, place: Place, records: bytes | None, not_made: Collection[bytes]) -> tuple[bytes, tuple]:
         """The last path made, and what pieces are to be added to.
 
         records: the index's, to save what a damaged frame still has; None for a frame believed to be whole.
         """
+        self._not_made = not_made
         item: bytes = b""
         large: tuple = ()
         members = self.members(self._read(place)) if records is None else self._saved(place, records)
@@ -205,7 +224,7 @@ class Extractor:
             if is_intact(record, head, content):
                 yield decode(head, 0)[0], content
             elif record.kind != "d":           # these come again
-                self._differs(record.path, DAMAGED)
+                self._lose(record.path, DAMAGED)
 
     def _wanted(self, path: bytes) -> bool:
         return not self._only or is_wanted(path, self._only)
@@ -213,9 +232,12 @@ class Extractor:
     # One member
 
     def make(self, member: Member, content: memoryview) -> None:
-        """Make it, whatever stands in its place; what goes wrong is a difference. Raises OSError (ENOSPC)."""
+        """Make it, whatever stands in its place; what goes wrong is a difference. Raises TargetFull."""
         if not is_safe(member.path) or (member.kind == "h" and not (member.link and is_safe(member.link))):
-            self._differs(member.path, UNSAFE)
+            self._lose(member.path, UNSAFE)
+            return
+        if member.kind in "cb" and not self._root:
+            self._lose(member.path, NEEDS_ROOT)
             return
         parent, _, name = member.path.rpartition(b"/")
         try:
@@ -226,20 +248,48 @@ class Extractor:
                 self._link(member)
                 return
             directory = self._directories.open(parent)
-            if member.kind == "f":
-                self._file(directory, name, member, content)
-            else:
-                self._special(directory, name, member)
+            make = self._file if member.kind == "f" else self._special
+            try:
+                make(directory, name, member, content)
+            except (FileExistsError, IsADirectoryError):
+                self._instead(directory, name, lambda name: make(directory, name, member, content))
         except OSError as error:
             self._failed(member.path, error)
 
     def _failed(self, path: bytes, error: OSError) -> None:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise error                        # nothing after it would fit either: that ends the restore
+        if error.errno in _FULL:
+            raise TargetFull(path) from error  # nothing after it would fit either: that ends the restore
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            self._differs(path, SYMLINK)
+            self._lose(path, SYMLINK)
         else:
-            self._differs(path, f"It could not be restored: {os.strerror(error.errno or errno.EIO)}.")
+            self._lose(path, f"It could not be restored: {os.strerror(error.errno or errno.EIO)}.")
+
+    def _instead(self, directory: int, name: bytes, make: Callable[[bytes], None]) -> None:
+        """Make something where something stands."""
+        if not self._anywhere:
+            self._remove(directory, name)      # a system's disk may have no room for both
+            make(name)
+            return
+        beside = _beside(name)
+        with suppress(FileNotFoundError):      # of a restore that was killed
+            self._remove(directory, beside)
+        try:
+            make(beside)
+            self._rename(directory, beside, name)
+        finally:
+            with suppress(FileNotFoundError):  # it is still there if it failed, and if both are one file (rename(2))
+                os.unlink(beside, dir_fd=directory)
+
+    def _rename(self, directory: int, beside: bytes, name: bytes) -> None:
+        """In the place of what stands there; an empty directory gives way."""
+        try:
+            os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=directory)
+            os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except PermissionError:
+            self._allow(directory, name)
+            os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def _file(self, directory: int, name: bytes, member: Member, content: memoryview) -> None:
         fd = self._create(directory, name, member)
@@ -252,17 +302,16 @@ class Extractor:
             elif content:
                 _write(fd, content)
             self._finish(fd, member)
+        except BaseException:
+            with suppress(OSError):            # no half file is to have the name
+                os.unlink(name, dir_fd=directory)
+            raise
         finally:
             os.close(fd)
 
     def _create(self, directory: int, name: bytes, member: Member) -> int:
         # With umask 0 the mode is final at once for most files. Secret ones are never open to others.
-        mode = member.mode & 0o777
-        try:
-            fd = os.open(name, _CREATE, mode, dir_fd=directory)
-        except (FileExistsError, IsADirectoryError):
-            self._remove(directory, name)
-            fd = os.open(name, _CREATE, mode, dir_fd=directory)
+        fd = os.open(name, _CREATE, member.mode & 0o777, dir_fd=directory)
         if member.flags and any(flag in member.flags for flag in _EARLY):
             self._set_flags(fd, member.path, "".join(f for f in member.flags if f in _EARLY))
         return fd
@@ -270,14 +319,29 @@ class Extractor:
     def _large(self, member: Member, content: memoryview) -> tuple:
         """The file and its first bytes; the pieces and finish() follow. Returns the member, () if it failed."""
         before = len(self.differences)
-        self.make(member._replace(
-            extents=tuple(Placement(member).between(0, len(content))), xattrs=(),
-            flags="".join(flag for flag in member.flags if flag in _EARLY)), content)
-        return tuple(member) if len(self.differences) == before else ()
+        path = self._growing(member.path)
+        beginning = member._replace(
+            path=path, extents=tuple(Placement(member).between(0, len(content))), xattrs=(),
+            mode=member.mode | stat.S_IWUSR,   # an ordinary user opens it once more for each piece
+            flags="".join(flag for flag in member.flags if flag in _EARLY))
+        try:
+            self.make(beginning, content)
+        except TargetFull as full:
+            raise TargetFull(member.path) from full
+        self.differences[before:] = [(member.path, why) for _, why in self.differences[before:]]
+        if path not in self._lost:
+            return tuple(member)
+        self._lost[self._lost.index(path)] = member.path
+        return ()
+
+    def _growing(self, path: bytes) -> bytes:
+        """By which name a large file is written."""
+        parent, slash, name = path.rpartition(b"/")
+        return parent + slash + _beside(name) if self._anywhere else path
 
     def _piece(self, place: Place, path: bytes, extents: Sequence[Extent]) -> None:
         data = memoryview(self._read(place))
-        parent, _, name = path.rpartition(b"/")
+        parent, _, name = self._growing(path).rpartition(b"/")
         try:
             fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directories.open(parent))
             try:
@@ -289,32 +353,28 @@ class Extractor:
 
     def finish(self, member: Member) -> None:
         """A large file's owner and the rest, once all its pieces are there."""
-        parent, _, name = member.path.rpartition(b"/")
+        parent, _, name = self._growing(member.path).rpartition(b"/")
         try:
-            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directories.open(parent))
+            directory = self._directories.open(parent)
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
-                self._finish(fd, member)
+                self._finish(fd, member, mode_is_set=bool(member.mode & stat.S_IWUSR))
             finally:
                 os.close(fd)
+            if self._anywhere:
+                self._rename(directory, name, member.path.rpartition(b"/")[2])
         except OSError as error:
+            self.remove(member.path)
             self._failed(member.path, error)
 
     def remove(self, path: bytes) -> None:
-        parent, _, name = path.rpartition(b"/")
+        """What there is of a large file that does not become whole."""
+        parent, _, name = self._growing(path).rpartition(b"/")
         with suppress(OSError):                # it was never made
             self._remove(self._directories.open(parent), name)
 
-    def _special(self, directory: int, name: bytes, member: Member) -> None:
-        try:
-            self._make_special(directory, name, member)
-        except FileExistsError:
-            self._remove(directory, name)
-            self._make_special(directory, name, member)
-        except PermissionError:
-            if member.kind in "cb" and not self._root:
-                self._differs(member.path, NEEDS_ROOT)
-                return
-            raise
+    def _special(self, directory: int, name: bytes, member: Member, _: memoryview) -> None:
+        self._make_special(directory, name, member)
         if not self._root:
             self._others |= (member.uid, member.gid) != self._user
         elif member.uid or member.gid:
@@ -336,18 +396,25 @@ class Extractor:
 
     def _link(self, member: Member) -> None:
         parent, _, name = member.path.rpartition(b"/")
+        why = f"It is another name of {os.fsdecode(member.link)}, which was not restored."
+        if member.link in self._not_made:      # what has its name is an older one
+            self._lose(member.path, why)
+            return
         to_parent, _, to_name = member.link.rpartition(b"/")
         # Two directories at once: the stack of open ones has but one of them, so keep the first by a copy.
         source = os.dup(self._directories.open(to_parent))
         try:
             directory = self._directories.open(parent)
+
+            def make(name: bytes) -> None:
+                os.link(to_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+
             try:
-                os.link(to_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+                make(name)
             except FileExistsError:
-                self._remove(directory, name)
-                os.link(to_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+                self._instead(directory, name, make)
         except FileNotFoundError:
-            self._differs(member.path, f"It is another name of {os.fsdecode(member.link)}, which was not restored.")
+            self._lose(member.path, why)
         finally:
             os.close(source)
 
@@ -357,17 +424,20 @@ class Extractor:
         except IsADirectoryError:
             os.rmdir(name, dir_fd=directory)   # only an empty one: no restore is to remove a tree
         except PermissionError:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-            try:
-                allow_changes(fd)
-            finally:
-                os.close(fd)
+            self._allow(directory, name)
             os.unlink(name, dir_fd=directory)
+
+    def _allow(self, directory: int, name: bytes) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            allow_changes(fd)
+        finally:
+            os.close(fd)
 
     # What is kept of a file beside its content
 
-    def _finish(self, fd: int, member: Member) -> None:
-        self._set_owner(fd, member)
+    def _finish(self, fd: int, member: Member, mode_is_set: bool = True) -> None:
+        self._set_owner(fd, member, mode_is_set)
         if member.xattrs:
             self._set_xattrs(fd, member)
         os.utime(fd, ns=(member.atime, member.mtime))
@@ -384,7 +454,9 @@ class Extractor:
                 os.fchown(fd, member.uid, member.gid)
             if member.mode & _SPECIAL or not mode_is_set:
                 os.fchmod(fd, member.mode)
-        except PermissionError:
+        except OSError as error:
+            if error.errno in _FULL:           # a quota
+                raise
             if not self._is_foreign(fd):
                 self._differs(member.path, "Its owner or mode could not be set.")
 
@@ -420,7 +492,7 @@ class Extractor:
 
     def finish_directory(self, member: Member) -> None:
         if not is_safe(member.path):
-            self._differs(member.path, UNSAFE)
+            self._lose(member.path, UNSAFE)
             return
         try:
             fd = os.dup(self._directories.open(member.path))
@@ -455,6 +527,16 @@ class Extractor:
 
     def _differs(self, path: bytes, why: str) -> None:
         self.differences.append((path, why))
+
+    def _lose(self, path: bytes, why: str) -> None:
+        """It is not there, or an older one is."""
+        self.differences.append((path, why))
+        self._lost.append(path)
+
+
+def _beside(name: bytes) -> bytes:
+    """Under which name in its directory something is made until it is whole. A restore that is begun again knows it."""
+    return b".asr-" + sha256(name).hexdigest()[:16].encode()
 
 
 def parts(record: Record, frame: memoryview) -> tuple[memoryview, memoryview]:
@@ -520,7 +602,7 @@ def check(backup: str) -> Checker:
     return Checker(backup)
 
 
-def work(backup: str, target: bytes, foreign: frozenset[int], only: tuple[bytes, ...]) -> Extractor:
+def work(backup: str, target: bytes, foreign: frozenset[int], only: tuple[bytes, ...], anywhere: bool) -> Extractor:
     """Begin to restore as a worker process; see crew."""
     os.umask(0)                                # modes go into open() as they are
-    return Extractor(Path(backup), target, foreign, only)
+    return Extractor(Path(backup), target, foreign, only, anywhere)

@@ -44,6 +44,7 @@ from bootenv.exclude import CACHE, LISTED, TAGGED, TEMPORARY
 from bootenv.extract import NEEDS_ROOT, Extractor
 from bootenv.member import Member, decode, encode
 from tests import adversarial
+from tests.harm import Here
 
 FIRST = "var/lib/asr/repair/asr.sif"
 FIRST_AND_ABOVE = (b"var", b"var/lib", b"var/lib/asr", b"var/lib/asr/repair", FIRST.encode())
@@ -879,6 +880,184 @@ def test_other_things_in_the_way_are_replaced(small, scratch):
     (scratch / "out" / "d1" / "f21").chmod(0o400)
     assert extract(scratch / "b", scratch / "out") == []
     assert without(described(scratch / "out"), b"out") == described(small)
+
+
+# Where files are in use
+
+def half_as_old(tree: Path, out: Path) -> None:
+    """A directory with a file of its own, and an older one in the place of each of the tree's."""
+    shutil.copytree(tree, out)
+    for path in out.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"older")
+    (out / "own").write_bytes(b"own")
+
+
+def whole_or_older(tree: Path, out: Path) -> int:
+    """Each file is what the backup has or what it was, and there is nothing else. How many are older ones."""
+    found = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert found.pop(Path("own")) == b"own"
+    mine = {path.relative_to(tree): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    assert found.keys() == mine.keys()
+    older = [path for path, data in found.items() if data != mine[path]]
+    assert all(found[path] == b"older" for path in older)
+    return len(older)
+
+
+def damage(backup: Path, kind: str) -> None:
+    """In the first frame of this kind."""
+    with Volumes(backup) as volumes:
+        place = next(place for place in Index(volumes).frames() if place.kind == kind)
+    data = bytearray(backup.read_bytes())
+    data[place.place + place.packed // 2] ^= 1
+    backup.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["m", "+"])
+def test_what_is_damaged_in_the_backup_leaves_the_older_file(small, scratch, kind):
+    pack_tree(small, scratch / "b")
+    damage(scratch / "b", kind)
+    half_as_old(small, scratch / "out")
+    found = extract(scratch / "b", scratch / "out")
+    assert whole_or_older(small, scratch / "out") == len(found) > 0
+
+
+def test_a_hard_link_is_never_made_to_an_older_file(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree/a").write_bytes(random.Random(1).randbytes(PIECE + 1))
+    os.link(scratch / "tree/a", scratch / "tree/b")
+    pack_tree(scratch / "tree", scratch / "b")
+    damage(scratch / "b", "+")
+    (scratch / "out").mkdir()
+    for name in ("a", "b"):
+        (scratch / "out" / name).write_text(f"older {name}")
+    found = extract(scratch / "b", scratch / "out")
+    assert {d.what: d.why.split(".")[0] for d in found}.keys() == {"a", "b"}
+    assert [(scratch / "out" / name).read_text() for name in ("a", "b")] == ["older a", "older b"]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    """No workers, so that what they call can be replaced."""
+    monkeypatch.setattr(backup_room, "Crew", Here)
+
+
+def full_at(path: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows so many bytes of the tree's file does not fit into the target."""
+    wanted = path.read_bytes()[after:after + 4096]
+    for call in ("write", "pwrite"):
+        real = getattr(os, call)
+
+        def write(fd: int, data: memoryview, *offset: int, real=real) -> int:
+            at = bytes(data).find(wanted)
+            if at == 0:
+                raise OSError(errno.ENOSPC, "full")
+            return real(fd, data if at < 0 else data[:at], *offset)
+
+        monkeypatch.setattr(os, call, write)
+
+
+@pytest.mark.parametrize("name", ["d5/f205", "large"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_full_target_names_the_file_and_has_no_half_one(small, scratch, monkeypatch, in_this_process, name, old):
+    (small / "d5/f205").write_bytes(random.Random(5).randbytes(20_000))
+    pack_tree(small, scratch / "b")
+    if old:
+        half_as_old(small, scratch / "out")
+    full_at(small / name, 5000, monkeypatch)
+    with pytest.raises(DestinationFull, match=f"{name} does not fit"):
+        extract(scratch / "b", scratch / "out")
+    monkeypatch.undo()
+    if old:
+        assert whole_or_older(small, scratch / "out") > 0
+    else:
+        there = [path for path in (scratch / "out").rglob("*") if path.is_file()]
+        assert all(path.read_bytes() == (small / path.relative_to(scratch / "out")).read_bytes() for path in there)
+
+
+def test_a_full_system_disk_has_no_half_file(small, scratch, monkeypatch, in_this_process):
+    pack_tree(small, scratch / "b")
+    (scratch / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    full_at(small / "large", 8 * 2**20, monkeypatch)
+    with pytest.raises(DestinationFull, match="large does not fit"):
+        differences(restore_backup(scratch / "b", scratch / "out"))
+    assert not (scratch / "out/large").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_an_interruption_leaves_each_file_whole_or_as_it_was(small, scratch, monkeypatch, old, seed):
+    pack_tree(small, scratch / "b")
+    if old:
+        half_as_old(small, scratch / "out")
+    else:
+        (scratch / "out").mkdir()
+    monkeypatch.setattr(backup_room, "_SECONDS_BETWEEN", 0)
+    events = restore_backup(scratch / "b", scratch / "out", anywhere=True, workers=2)
+    for _ in range(2 + seed):
+        next(events)
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt())
+    if old:
+        assert whole_or_older(small, scratch / "out") > 0
+    for path in (scratch / "out").rglob("*"):
+        if path.is_file() and not old:
+            assert path.read_bytes() == (small / path.relative_to(scratch / "out")).read_bytes()
+
+
+@as_root
+def test_what_forbids_changes_is_replaced_when_the_new_one_is_whole(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree/file").write_text("new")
+    pack_tree(scratch / "tree", scratch / "b")
+    (scratch / "out").mkdir()
+    (scratch / "out/file").write_text("old")
+    adversarial.set_flags(scratch / "out/file", 0x10)
+    assert extract(scratch / "b", scratch / "out") == []
+    assert (scratch / "out/file").read_text() == "new"
+
+
+def test_a_name_as_long_as_may_be_is_replaced(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree" / ("n" * 255)).write_text("new")
+    pack_tree(scratch / "tree", scratch / "b")
+    for _ in range(2):
+        assert extract(scratch / "b", scratch / "out") == []
+    assert [path.name for path in (scratch / "out").iterdir()] == ["n" * 255]
+
+
+@as_root
+def test_an_ordinary_user_keeps_the_file_where_a_device_cannot_be_made(open_place):
+    hostile(open_place / "b", (Member(b"null", "c", 0o666, device=os.makedev(1, 3)), b""))
+    (open_place / "b").chmod(0o644)
+    (open_place / "out").mkdir()
+    (open_place / "out/null").write_text("a file")
+    for path in (open_place / "out", open_place / "out/null"):
+        os.chown(path, 65534, 65534)
+    assert NEEDS_ROOT in as_nobody(EXTRACT, open_place / "b", open_place / "out")
+    assert (open_place / "out/null").read_text() == "a file"
+
+
+@as_root
+def test_an_ordinary_user_gets_a_large_file_that_is_read_only(open_place):
+    (open_place / "tree").mkdir()
+    (open_place / "out").mkdir()
+    (open_place / "tree/file").write_bytes(b"x" * 3 * PIECE)
+    (open_place / "tree/file").chmod(0o444)
+    for path in (open_place / "tree", open_place / "out", open_place / "tree/file"):
+        os.chown(path, 65534, 65534)
+    pack_tree(open_place / "tree", open_place / "b")
+    (open_place / "b").chmod(0o644)
+    assert as_nobody(EXTRACT, open_place / "b", open_place / "out") == "[]\n"
+    assert described(open_place / "out") == described(open_place / "tree")
+
+
+def test_a_large_file_is_whole_where_its_attributes_are_not_to_be_had(small, scratch, monkeypatch):
+    monkeypatch.setattr(backup_room, "flags_of", lambda fd: "C")           # no copy-on-write: ext4 has no such thing
+    pack_tree(small, scratch / "b")
+    assert {d.what for d in extract(scratch / "b", scratch / "out")} <= {"large"}
+    assert (scratch / "out/large").read_bytes() == (small / "large").read_bytes()
 
 
 # Single files
