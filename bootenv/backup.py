@@ -22,6 +22,7 @@ from typing import NamedTuple
 import zstandard
 
 from bootenv.archive import (
+    DamagedFrame,
     Frame,
     Index,
     Output,
@@ -33,6 +34,7 @@ from bootenv.archive import (
     at_end,
     pack,
     parse_records,
+    unpack,
 )
 from bootenv.collect import (
     BATCH,
@@ -54,7 +56,7 @@ from bootenv.directories import Directories, allow_depth
 from bootenv.errors import AsrError, DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
 from bootenv.events import Difference, Event, Progress
 from bootenv.exclude import ASKED, LISTED, TAG, is_tag
-from bootenv.extract import DAMAGED, MALFORMED, Extractor, News, TargetFull, is_wanted
+from bootenv.extract import MALFORMED, Extractor, News, Taken, TargetFull, is_wanted
 from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
@@ -717,7 +719,8 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
     a Difference and costs nothing else. No half file stays where it ends early.
 
     anywhere: the target is any directory, which may be in use; what stands in a file's place is replaced when the new
-    one is whole, and else stays. Without, it must be a mount point.
+    one is whole, and else stays. The target itself stays as it is, and so do directories in it that were not asked for;
+    it is made if it isn't there. Without, it must be a mount point.
 
     Raises TargetNotMounted; DestinationFull when the target is full; BackupNotFound, DamagedBackup (nothing can be
     read).
@@ -725,6 +728,13 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
     if not anywhere and not os.path.ismount(target):
         raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
     wanted = tuple(_as_stored(name) for name in only)
+    # Of a directory in use, its times; one that is made here gets its own, with all the rest.
+    times = None
+    if anywhere and target.exists():
+        status = os.stat(target)
+        times = status.st_atime_ns, status.st_mtime_ns
+    elif anywhere:
+        target.mkdir(0o700, parents=True)
     devices = frozenset(device for _, kind, device in mounts() if kind in _FOREIGN)
     directory = os.fsencode(target)
     # The workers start while the index is read. All are closed at once at the end: the target is unmounted next.
@@ -732,7 +742,8 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
             Crew("bootenv.extract:work", (str(path), directory, devices, wanted, anywhere), workers) as crew:
         index = Index(volumes)
         yield from _whole(volumes, index)
-        yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
+        yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index), anywhere,
+                              times).events()
 
 
 def _as_stored(name: str) -> bytes:
@@ -788,7 +799,7 @@ class _Restoring:
     """One restore under way: members, hard links, directories' own data, flags that forbid changes."""
 
     def __init__(self, volumes: Volumes, index: Index, crew: Crew, extractor: Extractor, only: tuple[bytes, ...],
-                 journal: _Journal):
+                 journal: _Journal, anywhere: bool, times: tuple[int, int] | None):
         self._volumes = volumes
         self._index = index
         self._crew = crew
@@ -807,9 +818,15 @@ class _Restoring:
         self._flags: list[tuple[bytes, str]] = []
         self._others = False
         self._lost: set[bytes] = set()         # what was not made
+        self._only = only
+        self._anywhere = anywhere
+        self._times = times                    # the target's, that are to stay
+        self._made = {b""} if anywhere and not times else set()      # directories; what was taken from others:
+        self._taken: dict[bytes, Taken] = {b"": Taken()} if times else {}
 
     def events(self) -> Iterator[Event]:
         try:
+            self._extractor.open_target()
             yield from self._work()
         except BaseException as error:         # also Ctrl+C, and a caller that goes away
             self._undo()
@@ -819,14 +836,36 @@ class _Restoring:
             raise
 
     def _undo(self) -> None:
-        """What is half made is removed."""
-        # A worker that failed has nothing to say any more, nor has one that was cut short in the middle of it.
-        with suppress(AsrError, ValueError, EOFError, TypeError):
-            for value, _ in self._crew.each(("rest",)):
-                if value[0] == "restored" and value[4]:
-                    self._begin(Place(*value[2]), Member(*value[4]))
-        for growing in self._growing.values():
-            self._extractor.remove(growing.member.path)
+        """What is half made is removed, and directories are as they were or as they are to be."""
+        try:
+            # A worker that failed has nothing to say any more, nor has one that was cut short in the middle of it.
+            with suppress(AsrError, ValueError, EOFError, TypeError):
+                for (_, _, place, _, large, _, news), _ in self._crew.each(("rest",)):
+                    self._remember(News(*news))
+                    if large:
+                        self._begin(Place(*place), Member(*large))
+        finally:                               # Ctrl+C once more
+            for growing in self._growing.values():
+                self._extractor.remove(growing.member.path)
+            self._remember(self._extractor.news())
+            with suppress(AsrError, DamagedFrame, TargetFull):
+                self._finish_made()
+            self._give_back()
+
+    def _finish_made(self) -> None:
+        """The directories that were missing, so that what is in them can be reached."""
+        for place in self._frames("d") if self._made else ():
+            data = unpack(self._volumes.read(place.place, place.packed), place)
+            for member, _ in self._extractor.members(data, self._made):
+                if member.kind == "d" and member.path in self._made:
+                    self._extractor.finish_directory(member)
+        for path, letters in self._extractor.news().flags:
+            self._extractor.forbid(path, letters)
+
+    def _give_back(self) -> None:
+        """To directories that were there, what was taken from them, unless their own header has brought its own."""
+        for path, taken in self._taken.items() if self._anywhere else ():
+            self._extractor.give_back(path, taken, None if path else self._times)
 
     def _work(self) -> Iterator[Event]:
         for path in sorted(self._missing):
@@ -841,12 +880,13 @@ class _Restoring:
         yield from self._finish_directories()
         for path, letters in self._flags:
             self._extractor.forbid(path, letters)
+        self._give_back()
         yield from self._tell(self._extractor.news())
         if self._others:
             yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         yield Progress("Restoring files...", self._total, self._total, "", "", self._total_files, self._total_files)
 
-    def _frames_of(self, only: tuple[bytes, ...]) -> set[int]:
+    def _frames_of(self, only: tuple[bytes, ...], below: bool = True) -> set[int]:
         """The frames that hold these paths, or what is below them."""
         found = set()
         needles = [b" " + path + end for path in only for end in (b"\0", b"/")]
@@ -854,7 +894,7 @@ class _Restoring:
             if b"" not in only and not any(needle in text + b"\0" for needle in needles):
                 continue                       # most are looked at no closer
             for record in parse_records(text):
-                if is_wanted(record.path, only):
+                if is_wanted(record.path, only) if below else record.path in only:
                     found.add(seq)
                     self._missing -= {path for path in self._missing if is_wanted(record.path, (path,))}
         return found
@@ -890,19 +930,19 @@ class _Restoring:
         return ("frame", tuple(place), records, frozenset(self._lost) if place.kind == "h" else ())
 
     def _take(self, value: tuple) -> Iterator[Event]:
-        if value[0] == "full":
-            raise TargetFull(value[1])
         _, kind, place, item, large, damaged, told = value
         place, news = Place(*place), News(*told)
+        if large:
+            self._begin(place, Member(*large))
         yield from self._tell(news)
+        if news.full:
+            raise TargetFull(news.full[0])
         self._done += place.size if kind != "directories" else 0
         self._files += place.files
         if damaged:
             self._volumes.check_there()        # what a disk that was pulled out can't give is not damaged
             self._damaged[place.seq] = place
-        if large:
-            self._begin(place, Member(*large))
-        elif kind == "frame" and not (damaged or news.differences or news.flags):
+        if kind == "frame" and not (large or damaged or news.differences or news.flags):
             self._journal.add((place.seq,))
         if kind == "piece":
             self._grow(place, item, damaged)
@@ -914,12 +954,21 @@ class _Restoring:
 
     def _tell(self, news: News) -> Iterator[Difference]:
         """What the workers, or the one in this process, have to tell."""
+        # Of a large file each piece would be a difference. All is remembered before the first yield may be the last.
+        unlike = [Difference(os.fsdecode(path), why) for path, why in news.differences if path not in self._lost]
+        self._remember(news)
+        yield from unlike
+
+    def _remember(self, news: News) -> None:
         self._flags += news.flags
         self._others |= news.others
-        for path, why in news.differences:
-            if path not in self._lost:         # of a large file each piece would be a difference
-                yield Difference(os.fsdecode(path), why)
         self._lost.update(news.lost)
+        self._made.update(news.made)
+        for path, taken in news.taken:         # two workers may each have taken a part
+            flags, setgid, acl = self._taken.get(path, Taken())
+            self._taken[path] = Taken(flags | taken[0], setgid | taken[1], acl or taken[2])
+        for path in news.headed:
+            self._taken.pop(path, None)
 
     # Large files
 
@@ -944,8 +993,8 @@ class _Restoring:
     def _give_up_incomplete(self) -> Iterator[Event]:
         while self._growing:
             _, growing = self._growing.popitem()
-            self._extractor.remove(growing.member.path)
-            yield from self._tell(News([(growing.member.path, DAMAGED)], [growing.member.path], [], False))
+            self._extractor.give_up(growing.member.path)
+            yield from self._tell(self._extractor.news())
 
     # Damage
 
@@ -967,15 +1016,24 @@ class _Restoring:
         """From the frames that repeat the directories; where one of these is lost, from the first ones as well."""
         for kinds in ("d", "m", "d"):
             self._damaged = {}
-            for value, _ in self._crew.run(("directories", tuple(place)) for place in self._frames(kinds)):
+            if kinds == "m" and self._made and self._wanted is not None:
+                self._wanted |= self._frames_of(tuple(self._made), below=False)
+            also, tell = frozenset(self._made), frozenset(self._taken if self._anywhere else ())
+            for value, _ in self._crew.run(("directories", tuple(place), also, tell) for place in self._frames(kinds)):
                 yield from self._take(value)
             if kinds == "d" and self._index.whole and not self._damaged:
                 return
             if kinds == "m":
                 yield from self._unfinished_directories()
 
+    def _is_due(self, path: bytes) -> bool:
+        """Is a directory to be given what its header says?"""
+        if path in self._made:
+            return True
+        return (bool(path) or not self._anywhere) and (not self._only or is_wanted(path, self._only))
+
     def _unfinished_directories(self) -> Iterator[Difference]:
         for _, records in self._index.members(self._damaged):
             for record in records:
-                if record.kind == "d":
+                if record.kind == "d" and self._is_due(record.path):
                     yield Difference(os.fsdecode(record.path), "Its owner, mode and times are damaged in the backup.")

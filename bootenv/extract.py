@@ -42,6 +42,7 @@ _EARLY = "cmC"
 _LAST = "ia"
 _FORBID = FLAGS["i"] | FLAGS["a"]
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEFAULT_ACL = "system.posix_acl_default"
 _SPECIAL = 0o7000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -56,17 +57,30 @@ def is_safe(path: bytes) -> bool:
     return not path or (b"\0" not in path and {b"", b".", b".."}.isdisjoint(path.split(b"/")))
 
 
+class Taken(NamedTuple):
+    """What a directory had that would go on to what is made in it, or forbid that."""
+
+    flags: int = 0
+    setgid: int = 0
+    acl: bytes = b""
+
+
 class TargetDirectories(Directories):
     """Directories of the target, made where they are missing, and open to changes.
 
     A directory that an earlier restore finished would hand its group and default ACL on to what is made in it, or
-    forbid changes; its own header comes again at the end and puts all that back.
+    forbid changes. Its own header comes again at the end and puts all that back, if it is asked for; if not, who uses
+    this does: `taken` tells what was there. `made` are the directories that were missing.
     """
 
     def __init__(self, root: bytes):
         super().__init__(root)
         self.finishing = False                 # True: their own headers come, so leave them as they are
-        _open_to_changes(self.open(b""))
+        self.made: list[bytes] = []
+        self.taken: list[tuple[bytes, Taken]] = []
+
+    def open_root(self) -> None:
+        self._open_to_changes(b"", self.open(b""))
 
     def step(self, parent: int, name: bytes) -> int:
         try:
@@ -74,32 +88,46 @@ class TargetDirectories(Directories):
         except FileNotFoundError:
             with suppress(FileExistsError):    # another worker was faster
                 os.mkdir(name, 0o700, dir_fd=parent)
+                self.made.append(self._below(name))
             return super().step(parent, name)
         if not self.finishing:
-            _open_to_changes(fd)
+            self._open_to_changes(self._below(name), fd)
         return fd
 
+    def _below(self, name: bytes) -> bytes:
+        return b"/".join((*self._names, name))
 
-def _open_to_changes(fd: int) -> None:
-    mode = os.fstat(fd).st_mode
-    allow_changes(fd)
+    def _open_to_changes(self, path: bytes, fd: int) -> None:
+        taken = _open_to_changes(fd)
+        if any(taken):
+            self.taken.append((path, taken))
+
+
+def _open_to_changes(fd: int) -> Taken:
+    status = os.fstat(fd)
+    flags, setgid, acl = allow_changes(fd), 0, b""
     try:
-        if mode & stat.S_ISGID:
-            os.fchmod(fd, stat.S_IMODE(mode) & ~stat.S_ISGID)
-        if "system.posix_acl_default" in os.listxattr(fd):
-            os.removexattr(fd, "system.posix_acl_default")
+        # chmod(2) would not let an ordinary user give it back for a group of others.
+        if status.st_mode & stat.S_ISGID and (not os.geteuid() or status.st_gid in (os.getegid(), *os.getgroups())):
+            os.fchmod(fd, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
+            setgid = stat.S_ISGID
+        if _DEFAULT_ACL in os.listxattr(fd):
+            acl = os.getxattr(fd, _DEFAULT_ACL)
+            os.removexattr(fd, _DEFAULT_ACL)
     except OSError:
         pass                                   # someone else's directory, which an ordinary user extracts into
+    return Taken(flags, setgid, acl)
 
 
-def allow_changes(fd: int) -> None:
-    """Clear immutable and append-only."""
+def allow_changes(fd: int) -> int:
+    """Clear immutable and append-only; what of them was set."""
     try:
         bits = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, b"\0" * 8)[:4], "little")
         if bits & _FORBID:
             fcntl.ioctl(fd, _SETFLAGS, (bits & ~_FORBID).to_bytes(8, "little"))
+        return bits & _FORBID
     except OSError:
-        pass                                   # this file system has no flags
+        return 0                               # this file system has no flags
 
 
 class TargetFull(Exception):
@@ -114,8 +142,12 @@ class News(NamedTuple):
     """What an Extractor has to tell since it was last asked."""
 
     differences: list[tuple[bytes, str]]
+    full: list[bytes]          # what does not fit into the target: that ends the restore
     lost: list[bytes]          # what of these is not there as it should be: it was not made
     flags: list[tuple[bytes, str]]             # to be set when all is done
+    made: list[bytes]          # directories that were missing, and were not asked for themselves
+    taken: list[tuple[bytes, tuple]]           # directories, and what each had that the restore took away
+    headed: list[bytes]        # of these, the ones that their own header has put right
     others: bool               # something belongs to the user who extracts it, and to somebody else in the backup
 
 
@@ -123,7 +155,8 @@ class Extractor:
     """Makes the members of frames in the target, as the tasks of backup.restore_backup ask.
 
     Tasks: ("frame", place, records or None, paths that no hard link is to be made to), ("piece", place, path, extents),
-    ("directories", place), and ("rest",), after which nothing is in hand.
+    ("directories", place, which of them although not wanted, of which it is to be told), and ("rest",), after which
+    nothing is in hand.
     anywhere: the target is a directory in use, so what stands in a file's place stays until the new one is whole.
     """
 
@@ -142,13 +175,19 @@ class Extractor:
 
     def _forget(self) -> None:
         self.differences: list[tuple[bytes, str]] = []
+        self._full: list[bytes] = []
         self._lost: list[bytes] = []
         self.flags: list[tuple[bytes, str]] = []
+        self._headed: list[bytes] = []
         self._others = False
+        self._directories.made, self._directories.taken = [], []
 
     def news(self) -> News:
         """What is to be told; told once."""
-        news = News(self.differences, self._lost, self.flags, self._others)
+        news = News(
+            self.differences, self._full, self._lost, self.flags,
+            [path for path in self._directories.made if not self._wanted(path)],
+            [(path, tuple(taken)) for path, taken in self._directories.taken], self._headed, self._others)
         self._forget()
         return news
 
@@ -168,13 +207,13 @@ class Extractor:
                 item = rest[0]
                 self._piece(place, *rest)
             elif kind == "directories":
-                self._again(place)
+                self._again(place, *rest)
             else:
                 item, large = self._frame(place, *rest)
         except DamagedFrame:
             damaged = True
         except TargetFull as full:
-            yield ("full", full.path), b""
+            self._full.append(full.path)
         yield ("restored", kind, tuple(place), item, large, damaged, tuple(self.news())), b""
 
     def _read(self, place: Place) -> bytes:
@@ -200,8 +239,8 @@ class Extractor:
             item = member.path
         return item, large
 
-    def members(self, data: bytes) -> Iterator[tuple[Member, memoryview]]:
-        """What a frame holds, of that which is wanted."""
+    def members(self, data: bytes, also: Collection[bytes] = ()) -> Iterator[tuple[Member, memoryview]]:
+        """What a frame holds, of that which is wanted, and these."""
         view = memoryview(data)
         at = 0
         while at < len(view):
@@ -210,7 +249,7 @@ class Extractor:
             except MALFORMED as error:
                 raise DamagedFrame from error
             stored = stored_size(member)
-            if self._wanted(member.path):
+            if self._wanted(member.path) or member.path in also:
                 yield member, view[at:at + stored]
             at += stored + padding(stored)
 
@@ -373,6 +412,11 @@ class Extractor:
         with suppress(OSError):                # it was never made
             self._remove(self._directories.open(parent), name)
 
+    def give_up(self, path: bytes) -> None:
+        """A large file of which the backup has not all pieces."""
+        self.remove(path)
+        self._lose(path, DAMAGED)
+
     def _special(self, directory: int, name: bytes, member: Member, _: memoryview) -> None:
         self._make_special(directory, name, member)
         if not self._root:
@@ -482,15 +526,22 @@ class Extractor:
 
     # Directories, at the end
 
-    def _again(self, place: Place) -> None:
+    def _again(self, place: Place, also: Collection[bytes], tell: Collection[bytes]) -> None:
         """Owner, mode and the rest of the directories in a frame, whichever it is; only when nothing is made any
         more, for each thing made changes its directory's time."""
-        self._directories.finishing = True
-        for member, _ in self.members(self._read(place)):
-            if member.kind == "d":
+        for member, _ in self.members(self._read(place), also):
+            # A target that is in use is its owner's, and stays as it is.
+            if member.kind == "d" and (member.path or not self._anywhere or b"" in also):
                 self.finish_directory(member)
+                if member.path in tell:
+                    self._headed.append(member.path)
+
+    def open_target(self) -> None:
+        """Before anything is made in it."""
+        self._directories.open_root()
 
     def finish_directory(self, member: Member) -> None:
+        self._directories.finishing = True
         if not is_safe(member.path):
             self._lose(member.path, UNSAFE)
             return
@@ -509,6 +560,24 @@ class Extractor:
                 os.close(fd)
         except OSError as error:
             self._failed(member.path, error)
+
+    def give_back(self, path: bytes, taken: Taken, times: tuple[int, int] | None) -> None:
+        """What was taken away from a directory, and its times (ns), if they are to stay."""
+        self._directories.finishing = True
+        try:
+            fd = self._directories.open(path)
+            if taken.setgid:
+                os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) | taken.setgid)
+            if taken.acl:
+                os.setxattr(fd, _DEFAULT_ACL, taken.acl)
+            if times:
+                with suppress(OSError):        # of someone else's directory an ordinary user can't set them
+                    os.utime(fd, ns=times)
+            if taken.flags:
+                self._set_flags(fd, path, "".join(f for f in _LAST if taken.flags & FLAGS[f]))
+        except OSError as error:
+            why = os.strerror(error.errno or errno.EIO)
+            self._differs(path, f"Its setgid bit or default ACL could not be put back: {why}.")
 
     def forbid(self, path: bytes, letters: str) -> None:
         """The last flags: immutable, append-only."""

@@ -124,7 +124,6 @@ def pack_tree(tree: Path, backup: Path, **options) -> list[Difference]:
 
 
 def extract(backup: Path, target: Path, **options) -> list[Difference]:
-    target.mkdir(exist_ok=True)
     return differences(restore_backup(backup, target, anywhere=True, **options))
 
 
@@ -1058,6 +1057,121 @@ def test_a_large_file_is_whole_where_its_attributes_are_not_to_be_had(small, scr
     pack_tree(small, scratch / "b")
     assert {d.what for d in extract(scratch / "b", scratch / "out")} <= {"large"}
     assert (scratch / "out/large").read_bytes() == (small / "large").read_bytes()
+
+
+# Directories, there and missing
+
+def of_directory(path: Path) -> tuple:
+    """What is a directory's own, but its times."""
+    status = path.stat()
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return (oct(status.st_mode), status.st_uid, status.st_gid, adversarial.get_flags(fd),
+                {name: os.getxattr(fd, name) for name in os.listxattr(fd)})
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def special_directories(scratch) -> Path:
+    """A tree whose directories have a group of their own, a default ACL, setgid and append-only; and its backup."""
+    tree = scratch / "tree"
+    (tree / "a/b/c").mkdir(parents=True)
+    (tree / "a/b/c/file").write_text("x")
+    (tree / "a/b/other").write_text("x")
+    (tree / "a/more").mkdir()
+    for name in ("a", "a/b", "a/b/c"):
+        make_special(tree / name)
+    pack_tree(tree, scratch / "b")
+    return tree
+
+
+def make_special(directory: Path, owner: int = 1234) -> None:
+    os.chown(directory, owner, 5678)
+    directory.chmod(0o2771)
+    acl = adversarial._acl(((1, 7, -1), (2, 5, 12), (4, 5, -1), (16, 7, -1), (32, 0, -1)))
+    adversarial._set(directory, "system.posix_acl_default", acl)
+    os.utime(directory, ns=(5, 1_400_000_000_000_000_005))
+    adversarial.set_flags(directory, 0x20)
+
+
+@as_root
+def test_directories_that_were_missing_are_as_they_were(special_directories, scratch):
+    assert extract(scratch / "b", scratch / "out", only=["a/b/c/file"]) == []
+    for name in (".", "a", "a/b", "a/b/c"):
+        assert of_directory(scratch / "out" / name) == of_directory(special_directories / name), name
+        assert (scratch / "out" / name).stat().st_mtime_ns == (special_directories / name).stat().st_mtime_ns
+    assert {str(path.relative_to(scratch / "out")) for path in (scratch / "out").rglob("*")} == {
+        "a", "a/b", "a/b/c", "a/b/c/file"}
+
+
+@as_root
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_directory_in_use_keeps_what_is_its_own(special_directories, scratch, all_of_it):
+    (scratch / "out/a").mkdir(parents=True)
+    (scratch / "out/a/own").write_text("own")
+    for name in ("out", "out/a"):
+        make_special(scratch / name, 4321)
+    before = [of_directory(scratch / name) for name in ("out", "out/a")]
+    assert extract(scratch / "b", scratch / "out", only=[] if all_of_it else ["a/b/c/file"]) == []
+    after = [of_directory(scratch / name) for name in ("out", "out/a")]
+    # What is asked for by name is as it was in the backup; the place that all goes to never is.
+    assert after == [before[0], of_directory(special_directories / "a") if all_of_it else before[1]]
+    assert (scratch / "out").stat().st_mtime_ns == 1_400_000_000_000_000_005
+    assert of_directory(scratch / "out/a/b") == of_directory(special_directories / "a/b")
+    assert (scratch / "out/a/b/c/file").stat().st_gid == (special_directories / "a/b/c/file").stat().st_gid
+
+
+@as_root
+def test_directories_are_as_they_should_be_also_when_the_target_is_full(special_directories, scratch, monkeypatch,
+                                                                        in_this_process):
+    (special_directories / "a/b/other").write_bytes(random.Random(1).randbytes(20_000))
+    pack_tree(special_directories, scratch / "c")
+    (scratch / "out/a").mkdir(parents=True)
+    make_special(scratch / "out/a")
+    before = of_directory(scratch / "out/a")
+    full_at(special_directories / "a/b/other", 100, monkeypatch)
+    with pytest.raises(DestinationFull, match="a/b/other"):
+        extract(scratch / "c", scratch / "out", only=["a/b/other"])
+    assert of_directory(scratch / "out/a") == before
+    assert of_directory(scratch / "out/a/b") == of_directory(special_directories / "a/b")
+
+
+@as_root
+def test_a_directory_in_use_keeps_what_is_its_own_also_at_an_interruption(small, scratch, monkeypatch):
+    pack_tree(small, scratch / "b")
+    for number in range(20):
+        (scratch / f"out/d{number}").mkdir(parents=True)
+        make_special(scratch / f"out/d{number}")
+    before = of_directory(scratch / "out/d0")
+    monkeypatch.setattr(backup_room, "_SECONDS_BETWEEN", 0)
+    events = restore_backup(scratch / "b", scratch / "out", anywhere=True, workers=2)
+    next(events)
+    events.close()
+    assert {str(of_directory(scratch / f"out/d{number}")) for number in range(20)} == {str(before)}
+
+
+@as_root
+def test_a_directory_that_was_missing_is_as_it_was_though_its_frame_at_the_end_is_damaged(special_directories, scratch):
+    damage(scratch / "b", "d")
+    assert extract(scratch / "b", scratch / "out", only=["a/b/c/file"]) == []
+    for name in ("a", "a/b", "a/b/c"):
+        assert of_directory(scratch / "out" / name) == of_directory(special_directories / name), name
+
+
+@as_root
+def test_an_ordinary_user_does_not_lose_what_they_cannot_put_back(open_place):
+    (open_place / "tree").mkdir()
+    (open_place / "tree/file").write_text("x")
+    pack_tree(open_place / "tree", open_place / "b")
+    (open_place / "b").chmod(0o644)
+    (open_place / "out").mkdir()
+    for owner, mode in ((65534, 0o2755), (0, 0o3777)):
+        os.chown(open_place / "out", owner, 1234)
+        (open_place / "out").chmod(mode)
+        assert "could not" not in as_nobody(EXTRACT, open_place / "b", open_place / "out")
+        assert (open_place / "out/file").read_text() == "x"
+        assert stat.S_IMODE((open_place / "out").stat().st_mode) == mode
 
 
 # Single files
