@@ -808,6 +808,10 @@ class _Restoring:
         self._pace = _Pace()
         self._missing = set(only) if index.whole else set()
         self._wanted = self._frames_of(only) if only and index.whole else None
+        self._other_names = self._find_other_names(only) if only else {}
+        self._stored_names = {other: stored for stored, other in self._other_names.items()}
+        if self._wanted is not None and self._other_names:
+            self._wanted |= self._frames_of(tuple(self._other_names), below=False)
         self._total = sum(place.size for place in self._frames("m+h"))
         self._total_files = sum(place.files for place in self._frames("m+h"))
         self._done = self._files = 0
@@ -899,6 +903,17 @@ class _Restoring:
                     self._missing -= {path for path in self._missing if is_wanted(record.path, (path,))}
         return found
 
+    def _find_other_names(self, only: tuple[bytes, ...]) -> dict[bytes, bytes]:
+        """Of files that are wanted by later names only: the one that the backup has it under, and the first wanted."""
+        found: dict[bytes, bytes] = {}
+        for place in self._frames("h"):
+            with suppress(DamagedFrame):       # the links in it that can be saved say what they lack
+                data = unpack(self._volumes.read(place.place, place.packed), place)
+                for member, _ in self._extractor.members(data):
+                    if member.kind == "h" and not is_wanted(member.link, only):
+                        found.setdefault(member.link, member.path)
+        return found
+
     def _frames(self, kinds: str) -> Iterator[Place]:
         for place in self._index.frames():
             if place.kind in kinds and (self._wanted is None or place.seq in self._wanted or place.kind == "d"):
@@ -922,12 +937,13 @@ class _Restoring:
                 yield None
             growing = self._growing.get(head)
             # Without an index a frame may be missing, and then this is the piece of some other file.
-            if growing and place.path in (b"", growing.member.path):
+            if growing and place.path in (b"", growing.member.path, self._stored_names.get(growing.member.path)):
                 end = min(place.at + place.size, growing.placement.stored)
                 yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
 
     def _frame_task(self, place: Place, records: bytes | None = None) -> Task:
-        return ("frame", tuple(place), records, frozenset(self._lost) if place.kind == "h" else ())
+        lost = frozenset(self._lost) if place.kind == "h" else ()
+        return ("frame", tuple(place), records, self._other_names, lost)
 
     def _take(self, value: tuple) -> Iterator[Event]:
         _, kind, place, item, large, damaged, told = value

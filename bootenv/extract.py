@@ -15,7 +15,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -154,9 +154,10 @@ class News(NamedTuple):
 class Extractor:
     """Makes the members of frames in the target, as the tasks of backup.restore_backup ask.
 
-    Tasks: ("frame", place, records or None, paths that no hard link is to be made to), ("piece", place, path, extents),
-    ("directories", place, which of them although not wanted, of which it is to be told), and ("rest",), after which
-    nothing is in hand.
+    Tasks: ("frame", place, records or None, other names, paths that no hard link is to be made to), ("piece", place,
+    path, extents), ("directories", place, which of them although not wanted, of which it is to be told), and ("rest",),
+    after which nothing is in hand.
+    other names: of files that are wanted by these alone, by the names that the backup has them under.
     anywhere: the target is a directory in use, so what stands in a file's place stays until the new one is whole.
     """
 
@@ -168,6 +169,7 @@ class Extractor:
         self._foreign = foreign                # devices whose file systems keep no owners, modes or attributes
         self._only = only
         self._anywhere = anywhere
+        self._other_names: Mapping[bytes, bytes] = {}
         self._not_made: Collection[bytes] = ()
         self._root = os.geteuid() == 0
         self._user = os.geteuid(), os.getegid()
@@ -222,12 +224,13 @@ class Extractor:
 
     # A frame's members
 
-    def _frame(self, place: Place, records: bytes | None, not_made: Collection[bytes]) -> tuple[bytes, tuple]:
+    def _frame(self, place: Place, records: bytes | None, other_names: Mapping[bytes, bytes],
+               not_made: Collection[bytes]) -> tuple[bytes, tuple]:
         """The last path made, and what pieces are to be added to.
 
         records: the index's, to save what a damaged frame still has; None for a frame believed to be whole.
         """
-        self._not_made = not_made
+        self._other_names, self._not_made = other_names, not_made
         item: bytes = b""
         large: tuple = ()
         members = self.members(self._read(place)) if records is None else self._saved(place, records)
@@ -251,19 +254,24 @@ class Extractor:
             stored = stored_size(member)
             if self._wanted(member.path) or member.path in also:
                 yield member, view[at:at + stored]
+            elif member.path in self._other_names:
+                yield member._replace(path=self._other_names[member.path]), view[at:at + stored]
             at += stored + padding(stored)
 
     def _saved(self, place: Place, records: bytes) -> Iterator[tuple[Member, memoryview]]:
         assert self._volumes
         view = memoryview(salvage(self._volumes.read(place.place, place.packed), place))
         for record in parse_records(records):
-            if not self._wanted(record.path):
-                continue
+            path = record.path
+            if not self._wanted(path):
+                if path not in self._other_names:
+                    continue
+                path = self._other_names[path]
             head, content = parts(record, view)
             if is_intact(record, head, content):
-                yield decode(head, 0)[0], content
+                yield decode(head, 0)[0]._replace(path=path), content
             elif record.kind != "d":           # these come again
-                self._lose(record.path, DAMAGED)
+                self._lose(path, DAMAGED)
 
     def _wanted(self, path: bytes) -> bool:
         return not self._only or is_wanted(path, self._only)
@@ -440,11 +448,14 @@ class Extractor:
 
     def _link(self, member: Member) -> None:
         parent, _, name = member.path.rpartition(b"/")
-        why = f"It is another name of {os.fsdecode(member.link)}, which was not restored."
-        if member.link in self._not_made:      # what has its name is an older one
+        link = self._other_names.get(member.link, member.link)
+        if link == member.path:                # it is made: as the file
+            return
+        why = f"It is another name of {os.fsdecode(link)}, which was not restored."
+        if link in self._not_made:             # what has its name is an older one
             self._lose(member.path, why)
             return
-        to_parent, _, to_name = member.link.rpartition(b"/")
+        to_parent, _, to_name = link.rpartition(b"/")
         # Two directories at once: the stack of open ones has but one of them, so keep the first by a copy.
         source = os.dup(self._directories.open(to_parent))
         try:

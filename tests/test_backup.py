@@ -1190,6 +1190,52 @@ def test_a_path_may_be_written_as_a_shell_completes_it(small, scratch, name):
     assert (scratch / "out/d7/f7").read_bytes() == (small / "d7/f7").read_bytes()
 
 
+@pytest.fixture
+def linked(scratch) -> Path:
+    """A tree with a small file, a large one and a symlink of three names each."""
+    tree = scratch / "linked"
+    for name in ("a", "b", "c"):
+        (tree / name).mkdir(parents=True)
+    (tree / "a/small").write_text("small")
+    (tree / "a/large").write_bytes(random.Random(6).randbytes(2 * PIECE + 5))
+    (tree / "a/symlink").symlink_to("small")
+    for kind in ("small", "large", "symlink"):
+        for name in ("b", "c"):
+            os.link(tree / "a" / kind, tree / name / kind, follow_symlinks=False)
+    return tree
+
+
+@pytest.mark.parametrize(("kind", "index"), [("small", True), ("large", True), ("symlink", True), ("large", False)])
+@pytest.mark.parametrize("names", ["a", "b", "c", "bc", "abc"])
+def test_a_file_comes_back_by_whichever_of_its_names_are_asked_for(linked, scratch, names, kind, index):
+    pack_tree(linked, scratch / "b", workers=1)
+    if not index:
+        data = (scratch / "b").read_bytes()
+        (scratch / "b").write_bytes(data.replace(b"ASRINDEX", b"asrindex"))
+    wanted = [f"{name}/{kind}" for name in names]
+    found = extract(scratch / "b", scratch / "out", only=wanted, workers=1)
+    assert [d.what for d in found] == ([] if index else ["the backup's index"])
+    there = [path for path in (scratch / "out").rglob("*") if path.is_symlink() or path.is_file()]
+    assert sorted(str(path.relative_to(scratch / "out")) for path in there) == wanted
+    assert len({path.lstat().st_ino for path in there}) == 1
+    assert there[0].lstat().st_nlink == len(names)
+    if kind == "symlink":
+        assert os.readlink(there[0]) == "small"
+    else:
+        assert there[0].read_bytes() == (linked / "a" / kind).read_bytes()
+
+
+def test_a_file_by_another_name_is_lost_by_that_name_and_leaves_what_has_the_first(linked, scratch):
+    pack_tree(linked, scratch / "b")
+    damage(scratch / "b", "+")
+    (scratch / "out/a").mkdir(parents=True)
+    (scratch / "out/a/large").write_text("own")
+    found = extract(scratch / "b", scratch / "out", only=["b/large", "c/large"])
+    assert {d.what for d in found} == {"b/large", "c/large"}
+    assert [path.name for path in (scratch / "out").rglob("*") if path.is_file()] == ["large"]
+    assert (scratch / "out/a/large").read_text() == "own"
+
+
 def test_the_list_has_every_path(tree, backup):
     listed = {record.path for record in list_backup(backup)}
     assert listed == {*described(tree), b"", FIRST.encode()} - {b"special/socket"}
