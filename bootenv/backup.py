@@ -22,6 +22,7 @@ from typing import NamedTuple
 import zstandard
 
 from bootenv.archive import (
+    DamagedFrame,
     Frame,
     Index,
     Output,
@@ -33,6 +34,7 @@ from bootenv.archive import (
     at_end,
     pack,
     parse_records,
+    unpack,
 )
 from bootenv.collect import (
     BATCH,
@@ -52,10 +54,10 @@ from bootenv.collect import (
 )
 from bootenv.crew import Block, Crew, Message, Task
 from bootenv.directories import Directories, allow_depth
-from bootenv.errors import DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
+from bootenv.errors import AsrError, DamagedBackup, DestinationFull, DestinationRefused, TargetNotMounted
 from bootenv.events import Difference, Event, Progress
 from bootenv.exclude import ASKED, LISTED, TAG, is_tag
-from bootenv.extract import DAMAGED, MALFORMED, Extractor, is_wanted
+from bootenv.extract import MALFORMED, Extractor, News, Taken, TargetFull, is_wanted
 from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
@@ -660,6 +662,7 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Generator[Event,
             total += place.size
             total_files += place.files
         pace = _Pace()
+        told: set[bytes] = set()               # a large file is in many frames, and has one name
         for (_, fields, whole, lost, item), _ in crew.run(_with_records(volumes, index)):
             place = Place(*fields)
             done += place.size
@@ -667,7 +670,9 @@ def verify_backup(path: Path, *, workers: int | None = None) -> Generator[Event,
             if not whole:
                 volumes.check_there()
             for name in lost:
-                yield Difference(os.fsdecode(name), "It is damaged in the backup.")
+                if name not in told:
+                    yield Difference(os.fsdecode(name), "It is damaged in the backup.")
+            told.update(lost)
             if not whole and not lost:
                 yield Difference(f"frame {place.seq}", _damage_without_loss(place, index))
             if pace.due():
@@ -717,21 +722,39 @@ def restore_backup(path: Path, target: Path, *, only: Collection[str] = (), anyw
 
     What stands in a file's place is replaced; running it again after an interruption gives the same result, and with
     the same journal (a file, on the target or elsewhere) it goes on where it was. What is damaged or can't be made is
-    a Difference and costs nothing else. Raises TargetNotMounted unless the target is a mount point or `anywhere` says
-    that any directory will do; DestinationFull when the target is full; BackupNotFound, DamagedBackup (nothing can be
+    a Difference and costs nothing else. No half file stays where it ends early.
+
+    anywhere: the target is any directory, which may be in use; what stands in a file's place is replaced when the new
+    one is whole, and else stays. The target itself stays as it is, and so do directories in it that were not asked for;
+    it is made if it isn't there. Without, it must be a mount point.
+
+    Raises TargetNotMounted; DestinationFull when the target is full; BackupNotFound, DamagedBackup (nothing can be
     read).
     """
     if not anywhere and not os.path.ismount(target):
         raise TargetNotMounted(f"Nothing is mounted at {target}.", hint="Mount the file system to restore to.")
-    wanted = tuple(os.fsencode(name.strip("/")) for name in only)
+    wanted = tuple(_as_stored(name) for name in only)
+    # Of a directory in use, its times; one that is made here gets its own, with all the rest.
+    times = None
+    if anywhere and target.exists():
+        status = os.stat(target)
+        times = status.st_atime_ns, status.st_mtime_ns
+    elif anywhere:
+        target.mkdir(0o700, parents=True)
     devices = frozenset(device for _, kind, device in mounts() if kind in _FOREIGN)
     directory = os.fsencode(target)
     # The workers start while the index is read. All are closed at once at the end: the target is unmounted next.
-    with Volumes(path) as volumes, closing(Extractor(None, directory, devices, wanted)) as extractor, \
-            Crew("bootenv.extract:work", (str(path), directory, devices, wanted), workers) as crew:
+    with Volumes(path) as volumes, closing(Extractor(None, directory, devices, wanted, anywhere)) as extractor, \
+            Crew("bootenv.extract:work", (str(path), directory, devices, wanted, anywhere), workers) as crew:
         index = Index(volumes)
         yield from _whole(volumes, index)
-        yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index)).events()
+        yield from _Restoring(volumes, index, crew, extractor, wanted, _Journal(journal, index), anywhere,
+                              times).events()
+
+
+def _as_stored(name: str) -> bytes:
+    """A path as people and shells write it, as the backup has it: "./a//x/" is a/x, "/" is all."""
+    return b"/".join(part for part in os.fsencode(name).split(b"/") if part not in (b"", b"."))
 
 
 class _Journal:
@@ -782,7 +805,7 @@ class _Restoring:
     """One restore under way: members, hard links, directories' own data, flags that forbid changes."""
 
     def __init__(self, volumes: Volumes, index: Index, crew: Crew, extractor: Extractor, only: tuple[bytes, ...],
-                 journal: _Journal):
+                 journal: _Journal, anywhere: bool, times: tuple[int, int] | None):
         self._volumes = volumes
         self._index = index
         self._crew = crew
@@ -791,6 +814,10 @@ class _Restoring:
         self._pace = _Pace()
         self._missing = set(only) if index.whole else set()
         self._wanted = self._frames_of(only) if only and index.whole else None
+        self._other_names = self._find_other_names(only) if only else {}
+        self._stored_names = {other: stored for stored, other in self._other_names.items()}
+        if self._wanted is not None and self._other_names:
+            self._wanted |= self._frames_of(tuple(self._other_names), below=False)
         self._total = sum(place.size for place in self._frames("m+h"))
         self._total_files = sum(place.files for place in self._frames("m+h"))
         self._done = self._files = 0
@@ -799,30 +826,77 @@ class _Restoring:
         self._heads: dict[bytes, int] = {}     # a large file's path, and that number
         self._damaged: dict[int, Place] = {}
         self._flags: list[tuple[bytes, str]] = []
+        self._others = False
+        self._lost: set[bytes] = set()         # what was not made
+        self._only = only
+        self._anywhere = anywhere
+        self._times = times                    # the target's, that are to stay
+        self._made = {b""} if anywhere and not times else set()      # directories; what was taken from others:
+        self._taken: dict[bytes, Taken] = {b"": Taken()} if times else {}
 
     def events(self) -> Iterator[Event]:
+        try:
+            self._extractor.open_target()
+            yield from self._work()
+        except BaseException as error:         # also Ctrl+C, and a caller that goes away
+            self._undo()
+            if isinstance(error, TargetFull):
+                raise DestinationFull(f"The target is full: {os.fsdecode(error.path)} does not fit.", untouched="",
+                                      hint="Recover to larger disks, or extract to where there is room.") from error
+            raise
+
+    def _undo(self) -> None:
+        """What is half made is removed, and directories are as they were or as they are to be."""
+        try:
+            # A worker that failed has nothing to say any more, nor has one that was cut short in the middle of it.
+            with suppress(AsrError, ValueError, EOFError, TypeError):
+                for (_, _, place, _, large, _, news), _ in self._crew.each(("rest",)):
+                    self._remember(News(*news))
+                    if large:
+                        self._begin(Place(*place), Member(*large))
+        finally:                               # Ctrl+C once more
+            for growing in self._growing.values():
+                self._extractor.remove(growing.member.path)
+            self._remember(self._extractor.news())
+            with suppress(AsrError, DamagedFrame, TargetFull):
+                self._finish_made()
+            self._give_back()
+
+    def _finish_made(self) -> None:
+        """The directories that were missing, so that what is in them can be reached."""
+        for place in self._frames("d") if self._made else ():
+            data = unpack(self._volumes.read(place.place, place.packed), place)
+            for member, _ in self._extractor.members(data, self._made):
+                if member.kind == "d" and member.path in self._made:
+                    self._extractor.finish_directory(member)
+        for path, letters in self._extractor.news().flags:
+            self._extractor.forbid(path, letters)
+
+    def _give_back(self) -> None:
+        """To directories that were there, what was taken from them, unless their own header has brought its own."""
+        for path, taken in self._taken.items() if self._anywhere else ():
+            self._extractor.give_back(path, taken, None if path else self._times)
+
+    def _work(self) -> Iterator[Event]:
         for path in sorted(self._missing):
             yield Difference(os.fsdecode(path), "It is not in the backup.")
-        if not self._only_root():
-            yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         for value, _ in self._crew.run(self._members()):
             yield from self._take(value)
         yield from self._save_damaged()
         yield from self._give_up_incomplete()
-        for value, _ in self._crew.run(("frame", tuple(place), None) for place in self._frames("h")):
+        for value, _ in self._crew.run(self._frame_task(place) for place in self._frames("h")):
             yield from self._take(value)
         yield from self._save_damaged()
         yield from self._finish_directories()
         for path, letters in self._flags:
             self._extractor.forbid(path, letters)
-        yield from self._own_differences()
+        self._give_back()
+        yield from self._tell(self._extractor.news())
+        if self._others:
+            yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         yield Progress("Restoring files...", self._total, self._total, "", "", self._total_files, self._total_files)
 
-    @staticmethod
-    def _only_root() -> bool:
-        return os.geteuid() == 0
-
-    def _frames_of(self, only: tuple[bytes, ...]) -> set[int]:
+    def _frames_of(self, only: tuple[bytes, ...], below: bool = True) -> set[int]:
         """The frames that hold these paths, or what is below them."""
         found = set()
         needles = [b" " + path + end for path in only for end in (b"\0", b"/")]
@@ -830,9 +904,20 @@ class _Restoring:
             if b"" not in only and not any(needle in text + b"\0" for needle in needles):
                 continue                       # most are looked at no closer
             for record in parse_records(text):
-                if is_wanted(record.path, only):
+                if is_wanted(record.path, only) if below else record.path in only:
                     found.add(seq)
                     self._missing -= {path for path in self._missing if is_wanted(record.path, (path,))}
+        return found
+
+    def _find_other_names(self, only: tuple[bytes, ...]) -> dict[bytes, bytes]:
+        """Of files that are wanted by later names only: the one that the backup has it under, and the first wanted."""
+        found: dict[bytes, bytes] = {}
+        for place in self._frames("h"):
+            with suppress(DamagedFrame):       # the links in it that can be saved say what they lack
+                data = unpack(self._volumes.read(place.place, place.packed), place)
+                for member, _ in self._extractor.members(data):
+                    if member.kind == "h" and not is_wanted(member.link, only):
+                        found.setdefault(member.link, member.path)
         return found
 
     def _frames(self, kinds: str) -> Iterator[Place]:
@@ -852,47 +937,60 @@ class _Restoring:
             if place.kind == "m":
                 head = place.seq
                 self._unanswered.add(head)
-                yield ("frame", tuple(place), None)
+                yield self._frame_task(place)
                 continue
             while head in self._unanswered:
                 yield None
             growing = self._growing.get(head)
             # Without an index a frame may be missing, and then this is the piece of some other file.
-            if growing and place.path in (b"", growing.member.path):
+            if growing and place.path in (b"", growing.member.path, self._stored_names.get(growing.member.path)):
                 end = min(place.at + place.size, growing.placement.stored)
                 yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
 
+    def _frame_task(self, place: Place, records: bytes | None = None) -> Task:
+        lost = frozenset(self._lost) if place.kind == "h" else ()
+        return ("frame", tuple(place), records, self._other_names, lost)
+
     def _take(self, value: tuple) -> Iterator[Event]:
-        if value[0] == "full":
-            raise DestinationFull("The target is full: not all files fit.", untouched="",
-                                  hint="Recover to larger disks.")
-        _, kind, place, item, large, damaged, differences, flags = value
-        place = Place(*place)
-        self._flags += flags
-        for path, why in differences:
-            yield Difference(os.fsdecode(path), why)
+        _, kind, place, item, large, damaged, told = value
+        place, news = Place(*place), News(*told)
+        if large:
+            self._begin(place, Member(*large))
+        yield from self._tell(news)
+        if news.full:
+            raise TargetFull(news.full[0])
         self._done += place.size if kind != "directories" else 0
         self._files += place.files
         if damaged:
             self._volumes.check_there()        # what a disk that was pulled out can't give is not damaged
             self._damaged[place.seq] = place
-        if large:
-            self._begin(place, Member(*large))
-        elif kind == "frame" and not (damaged or differences or flags):
+        if kind == "frame" and not (large or damaged or news.differences or news.flags):
             self._journal.add((place.seq,))
         if kind == "piece":
             self._grow(place, item, damaged)
         self._unanswered.discard(place.seq)
-        yield from self._own_differences()
+        yield from self._tell(self._extractor.news())
         if self._pace.due():
             yield Progress("Restoring files...", self._done, self._total, os.fsdecode(item), "", self._files,
                            self._total_files)
 
-    def _own_differences(self) -> Iterator[Difference]:
-        for path, why in self._extractor.differences:
-            yield Difference(os.fsdecode(path), why)
-        self._flags += self._extractor.flags
-        self._extractor.differences, self._extractor.flags = [], []
+    def _tell(self, news: News) -> Iterator[Difference]:
+        """What the workers, or the one in this process, have to tell."""
+        # Of a large file each piece would be a difference. All is remembered before the first yield may be the last.
+        unlike = [Difference(os.fsdecode(path), why) for path, why in news.differences if path not in self._lost]
+        self._remember(news)
+        yield from unlike
+
+    def _remember(self, news: News) -> None:
+        self._flags += news.flags
+        self._others |= news.others
+        self._lost.update(news.lost)
+        self._made.update(news.made)
+        for path, taken in news.taken:         # two workers may each have taken a part
+            flags, setgid, acl = self._taken.get(path, Taken())
+            self._taken[path] = Taken(flags | taken[0], setgid | taken[1], acl or taken[2])
+        for path in news.headed:
+            self._taken.pop(path, None)
 
     # Large files
 
@@ -908,17 +1006,17 @@ class _Restoring:
         growing.left -= min(place.size, growing.placement.stored - place.at)
         growing.damaged |= damaged
         growing.seqs.append(place.seq)
-        if not growing.left and not growing.damaged:
+        if not growing.left and not growing.damaged and path not in self._lost:
             self._extractor.finish(growing.member)
             if not growing.member.flags:
                 self._journal.add(growing.seqs)
             del self._growing[seq], self._heads[path]
 
     def _give_up_incomplete(self) -> Iterator[Event]:
-        for growing in self._growing.values():
-            self._extractor.remove(growing.member.path)
-            yield Difference(os.fsdecode(growing.member.path), DAMAGED)
-        self._growing.clear()
+        while self._growing:
+            _, growing = self._growing.popitem()
+            self._extractor.give_up(growing.member.path)
+            yield from self._tell(self._extractor.news())
 
     # Damage
 
@@ -931,7 +1029,7 @@ class _Restoring:
             for seq in damaged:
                 yield Difference(f"frame {seq}", _NAMELESS)
             return
-        tasks = (("frame", tuple(damaged[seq]), records)
+        tasks = (self._frame_task(damaged[seq], records)
                  for seq, records in self._index.groups(damaged) if damaged[seq].kind != "+")
         for value, _ in self._crew.run(tasks):
             yield from self._take(value)
@@ -940,15 +1038,24 @@ class _Restoring:
         """From the frames that repeat the directories; where one of these is lost, from the first ones as well."""
         for kinds in ("d", "m", "d"):
             self._damaged = {}
-            for value, _ in self._crew.run(("directories", tuple(place)) for place in self._frames(kinds)):
+            if kinds == "m" and self._made and self._wanted is not None:
+                self._wanted |= self._frames_of(tuple(self._made), below=False)
+            also, tell = frozenset(self._made), frozenset(self._taken if self._anywhere else ())
+            for value, _ in self._crew.run(("directories", tuple(place), also, tell) for place in self._frames(kinds)):
                 yield from self._take(value)
             if kinds == "d" and self._index.whole and not self._damaged:
                 return
             if kinds == "m":
                 yield from self._unfinished_directories()
 
+    def _is_due(self, path: bytes) -> bool:
+        """Is a directory to be given what its header says?"""
+        if path in self._made:
+            return True
+        return (bool(path) or not self._anywhere) and (not self._only or is_wanted(path, self._only))
+
     def _unfinished_directories(self) -> Iterator[Difference]:
         for _, records in self._index.members(self._damaged):
             for record in records:
-                if record.kind == "d":
+                if record.kind == "d" and self._is_due(record.path):
                     yield Difference(os.fsdecode(record.path), "Its owner, mode and times are damaged in the backup.")

@@ -8,6 +8,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -44,6 +45,7 @@ from bootenv.exclude import CACHE, LISTED, TAGGED, TEMPORARY
 from bootenv.extract import NEEDS_ROOT, Extractor
 from bootenv.member import Member, decode, encode
 from tests import adversarial
+from tests.harm import Here
 
 FIRST = "var/lib/asr/repair/asr.sif"
 FIRST_AND_ABOVE = (b"var", b"var/lib", b"var/lib/asr", b"var/lib/asr/repair", FIRST.encode())
@@ -123,7 +125,6 @@ def pack_tree(tree: Path, backup: Path, **options) -> list[Difference]:
 
 
 def extract(backup: Path, target: Path, **options) -> list[Difference]:
-    target.mkdir(exist_ok=True)
     return differences(restore_backup(backup, target, anywhere=True, **options))
 
 
@@ -467,6 +468,55 @@ def test_what_an_ordinary_user_cannot_do_is_named():
     shutil.rmtree(place)
 
 
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that every user reaches: pytest's own are closed to others."""
+    path = Path(tempfile.mkdtemp(prefix="asr-"))
+    path.chmod(0o755)
+    yield path
+    adversarial.remove(path)
+
+
+def as_nobody(script: str, *arguments: object) -> str:
+    """What a program of an ordinary user prints."""
+    # The paths are its parent's: a user's own Python may be where nobody else can look.
+    drop = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    return subprocess.run((sys.executable, "-c", PRELOADED + drop + script, *map(str, arguments)),
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                          capture_output=True, text=True, check=True).stdout
+
+
+PRELOADED = """\
+from pathlib import Path
+from bootenv import backup, collect, extract
+from tests.harm import Here
+backup.Crew = Here
+"""
+
+EXTRACT = """\
+print([e for e in backup.restore_backup(Path(sys.argv[1]), Path(sys.argv[2]), anywhere=True)
+       if isinstance(e, backup.Difference)])
+"""
+
+
+@as_root
+@pytest.mark.parametrize("others", [False, True])
+def test_an_ordinary_user_is_told_of_owners_where_they_differ(open_place, others):
+    (open_place / "tree").mkdir()
+    (open_place / "out").mkdir()
+    for name in ("mine", "other"):
+        (open_place / "tree" / name).write_text(name)
+    for path in (open_place / "tree", *(open_place / "tree").iterdir(), open_place / "out"):
+        os.chown(path, 65534, 65534)
+    if others:
+        os.chown(open_place / "tree" / "other", 0, 65534)
+    pack_tree(open_place / "tree", open_place / "b")
+    (open_place / "b").chmod(0o644)
+    said = as_nobody(EXTRACT, open_place / "b", open_place / "out")
+    assert ("Only root can give files to others" in said) == others, said
+    assert (open_place / "out" / "other").read_text() == "other"
+
+
 # The destination
 
 def test_a_full_destination_leaves_nothing(small, scratch, monkeypatch):
@@ -771,6 +821,18 @@ def test_verify_names_what_is_damaged(small_backup, scratch):
     assert verify(scratch / "b") == [Difference("large", "It is damaged in the backup.")]
 
 
+def test_verify_names_a_large_file_once_however_much_of_it_is_damaged(small_backup, scratch):
+    _, whole = small_backup
+    (scratch / "b").write_bytes(whole)
+    damaged = bytearray(whole)
+    with Volumes(scratch / "b") as volumes:
+        for place in Index(volumes).frames():
+            if place.kind == "+":
+                damaged[place.place + 1000] ^= 1
+    (scratch / "b").write_bytes(damaged)
+    assert verify(scratch / "b") == [Difference("large", "It is damaged in the backup.")]
+
+
 def test_frames_change_places(small_backup, scratch):
     """Two whole frames that are right in themselves, but not where they belong."""
     tree, whole = small_backup
@@ -906,6 +968,299 @@ def test_other_things_in_the_way_are_replaced(small, scratch):
     assert without(described(scratch / "out"), b"out") == described(small)
 
 
+# Where files are in use
+
+def half_as_old(tree: Path, out: Path) -> None:
+    """A directory with a file of its own, and an older one in the place of each of the tree's."""
+    shutil.copytree(tree, out)
+    for path in out.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"older")
+    (out / "own").write_bytes(b"own")
+
+
+def whole_or_older(tree: Path, out: Path) -> int:
+    """Each file is what the backup has or what it was, and there is nothing else. How many are older ones."""
+    found = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert found.pop(Path("own")) == b"own"
+    mine = {path.relative_to(tree): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    assert found.keys() == mine.keys()
+    older = [path for path, data in found.items() if data != mine[path]]
+    assert all(found[path] == b"older" for path in older)
+    return len(older)
+
+
+def damage(backup: Path, kind: str) -> None:
+    """In the first frame of this kind."""
+    with Volumes(backup) as volumes:
+        place = next(place for place in Index(volumes).frames() if place.kind == kind)
+    data = bytearray(backup.read_bytes())
+    data[place.place + place.packed // 2] ^= 1
+    backup.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["m", "+"])
+def test_what_is_damaged_in_the_backup_leaves_the_older_file(small, scratch, kind):
+    pack_tree(small, scratch / "b")
+    damage(scratch / "b", kind)
+    half_as_old(small, scratch / "out")
+    found = extract(scratch / "b", scratch / "out")
+    assert whole_or_older(small, scratch / "out") == len(found) > 0
+
+
+def test_a_hard_link_is_never_made_to_an_older_file(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree/a").write_bytes(random.Random(1).randbytes(PIECE + 1))
+    os.link(scratch / "tree/a", scratch / "tree/b")
+    pack_tree(scratch / "tree", scratch / "b")
+    damage(scratch / "b", "+")
+    (scratch / "out").mkdir()
+    for name in ("a", "b"):
+        (scratch / "out" / name).write_text(f"older {name}")
+    found = extract(scratch / "b", scratch / "out")
+    assert {d.what: d.why.split(".")[0] for d in found}.keys() == {"a", "b"}
+    assert [(scratch / "out" / name).read_text() for name in ("a", "b")] == ["older a", "older b"]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    """No workers, so that what they call can be replaced."""
+    monkeypatch.setattr(backup_room, "Crew", Here)
+
+
+def full_at(path: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows so many bytes of the tree's file does not fit into the target."""
+    wanted = path.read_bytes()[after:after + 4096]
+    for call in ("write", "pwrite"):
+        real = getattr(os, call)
+
+        def write(fd: int, data: memoryview, *offset: int, real=real) -> int:
+            at = bytes(data).find(wanted)
+            if at == 0:
+                raise OSError(errno.ENOSPC, "full")
+            return real(fd, data if at < 0 else data[:at], *offset)
+
+        monkeypatch.setattr(os, call, write)
+
+
+@pytest.mark.parametrize("name", ["d5/f205", "large"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_full_target_names_the_file_and_has_no_half_one(small, scratch, monkeypatch, in_this_process, name, old):
+    (small / "d5/f205").write_bytes(random.Random(5).randbytes(20_000))
+    pack_tree(small, scratch / "b")
+    if old:
+        half_as_old(small, scratch / "out")
+    full_at(small / name, 5000, monkeypatch)
+    with pytest.raises(DestinationFull, match=f"{name} does not fit"):
+        extract(scratch / "b", scratch / "out")
+    monkeypatch.undo()
+    if old:
+        assert whole_or_older(small, scratch / "out") > 0
+    else:
+        there = [path for path in (scratch / "out").rglob("*") if path.is_file()]
+        assert all(path.read_bytes() == (small / path.relative_to(scratch / "out")).read_bytes() for path in there)
+
+
+def test_a_full_system_disk_has_no_half_file(small, scratch, monkeypatch, in_this_process):
+    pack_tree(small, scratch / "b")
+    (scratch / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    full_at(small / "large", 8 * 2**20, monkeypatch)
+    with pytest.raises(DestinationFull, match="large does not fit"):
+        differences(restore_backup(scratch / "b", scratch / "out"))
+    assert not (scratch / "out/large").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_an_interruption_leaves_each_file_whole_or_as_it_was(small, scratch, monkeypatch, old, seed):
+    pack_tree(small, scratch / "b")
+    if old:
+        half_as_old(small, scratch / "out")
+    else:
+        (scratch / "out").mkdir()
+    monkeypatch.setattr(backup_room, "_SECONDS_BETWEEN", 0)
+    events = restore_backup(scratch / "b", scratch / "out", anywhere=True, workers=2)
+    for _ in range(2 + seed):
+        next(events)
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt())
+    if old:
+        assert whole_or_older(small, scratch / "out") > 0
+    for path in (scratch / "out").rglob("*"):
+        if path.is_file() and not old:
+            assert path.read_bytes() == (small / path.relative_to(scratch / "out")).read_bytes()
+
+
+@as_root
+def test_what_forbids_changes_is_replaced_when_the_new_one_is_whole(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree/file").write_text("new")
+    pack_tree(scratch / "tree", scratch / "b")
+    (scratch / "out").mkdir()
+    (scratch / "out/file").write_text("old")
+    adversarial.set_flags(scratch / "out/file", 0x10)
+    assert extract(scratch / "b", scratch / "out") == []
+    assert (scratch / "out/file").read_text() == "new"
+
+
+def test_a_name_as_long_as_may_be_is_replaced(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree" / ("n" * 255)).write_text("new")
+    pack_tree(scratch / "tree", scratch / "b")
+    for _ in range(2):
+        assert extract(scratch / "b", scratch / "out") == []
+    assert [path.name for path in (scratch / "out").iterdir()] == ["n" * 255]
+
+
+@as_root
+def test_an_ordinary_user_keeps_the_file_where_a_device_cannot_be_made(open_place):
+    hostile(open_place / "b", (Member(b"null", "c", 0o666, device=os.makedev(1, 3)), b""))
+    (open_place / "b").chmod(0o644)
+    (open_place / "out").mkdir()
+    (open_place / "out/null").write_text("a file")
+    for path in (open_place / "out", open_place / "out/null"):
+        os.chown(path, 65534, 65534)
+    assert NEEDS_ROOT in as_nobody(EXTRACT, open_place / "b", open_place / "out")
+    assert (open_place / "out/null").read_text() == "a file"
+
+
+@as_root
+def test_an_ordinary_user_gets_a_large_file_that_is_read_only(open_place):
+    (open_place / "tree").mkdir()
+    (open_place / "out").mkdir()
+    (open_place / "tree/file").write_bytes(b"x" * 3 * PIECE)
+    (open_place / "tree/file").chmod(0o444)
+    for path in (open_place / "tree", open_place / "out", open_place / "tree/file"):
+        os.chown(path, 65534, 65534)
+    pack_tree(open_place / "tree", open_place / "b")
+    (open_place / "b").chmod(0o644)
+    assert as_nobody(EXTRACT, open_place / "b", open_place / "out") == "[]\n"
+    assert described(open_place / "out") == described(open_place / "tree")
+
+
+def test_a_large_file_is_whole_where_its_attributes_are_not_to_be_had(small, scratch, monkeypatch):
+    monkeypatch.setattr(backup_room, "flags_of", lambda fd: "C")           # no copy-on-write: ext4 has no such thing
+    pack_tree(small, scratch / "b")
+    assert {d.what for d in extract(scratch / "b", scratch / "out")} <= {"large"}
+    assert (scratch / "out/large").read_bytes() == (small / "large").read_bytes()
+
+
+# Directories, there and missing
+
+def of_directory(path: Path) -> tuple:
+    """What is a directory's own, but its times."""
+    status = path.stat()
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return (oct(status.st_mode), status.st_uid, status.st_gid, adversarial.get_flags(fd),
+                {name: os.getxattr(fd, name) for name in os.listxattr(fd)})
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def special_directories(scratch) -> Path:
+    """A tree whose directories have a group of their own, a default ACL, setgid and append-only; and its backup."""
+    tree = scratch / "tree"
+    (tree / "a/b/c").mkdir(parents=True)
+    (tree / "a/b/c/file").write_text("x")
+    (tree / "a/b/other").write_text("x")
+    (tree / "a/more").mkdir()
+    for name in ("a", "a/b", "a/b/c"):
+        make_special(tree / name)
+    pack_tree(tree, scratch / "b")
+    return tree
+
+
+def make_special(directory: Path, owner: int = 1234) -> None:
+    os.chown(directory, owner, 5678)
+    directory.chmod(0o2771)
+    acl = adversarial._acl(((1, 7, -1), (2, 5, 12), (4, 5, -1), (16, 7, -1), (32, 0, -1)))
+    adversarial._set(directory, "system.posix_acl_default", acl)
+    os.utime(directory, ns=(5, 1_400_000_000_000_000_005))
+    adversarial.set_flags(directory, 0x20)
+
+
+@as_root
+def test_directories_that_were_missing_are_as_they_were(special_directories, scratch):
+    assert extract(scratch / "b", scratch / "out", only=["a/b/c/file"]) == []
+    for name in (".", "a", "a/b", "a/b/c"):
+        assert of_directory(scratch / "out" / name) == of_directory(special_directories / name), name
+        assert (scratch / "out" / name).stat().st_mtime_ns == (special_directories / name).stat().st_mtime_ns
+    assert {str(path.relative_to(scratch / "out")) for path in (scratch / "out").rglob("*")} == {
+        "a", "a/b", "a/b/c", "a/b/c/file"}
+
+
+@as_root
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_directory_in_use_keeps_what_is_its_own(special_directories, scratch, all_of_it):
+    (scratch / "out/a").mkdir(parents=True)
+    (scratch / "out/a/own").write_text("own")
+    for name in ("out", "out/a"):
+        make_special(scratch / name, 4321)
+    before = [of_directory(scratch / name) for name in ("out", "out/a")]
+    assert extract(scratch / "b", scratch / "out", only=[] if all_of_it else ["a/b/c/file"]) == []
+    after = [of_directory(scratch / name) for name in ("out", "out/a")]
+    # What is asked for by name is as it was in the backup; the place that all goes to never is.
+    assert after == [before[0], of_directory(special_directories / "a") if all_of_it else before[1]]
+    assert (scratch / "out").stat().st_mtime_ns == 1_400_000_000_000_000_005
+    assert of_directory(scratch / "out/a/b") == of_directory(special_directories / "a/b")
+    assert (scratch / "out/a/b/c/file").stat().st_gid == (special_directories / "a/b/c/file").stat().st_gid
+
+
+@as_root
+def test_directories_are_as_they_should_be_also_when_the_target_is_full(special_directories, scratch, monkeypatch,
+                                                                        in_this_process):
+    (special_directories / "a/b/other").write_bytes(random.Random(1).randbytes(20_000))
+    pack_tree(special_directories, scratch / "c")
+    (scratch / "out/a").mkdir(parents=True)
+    make_special(scratch / "out/a")
+    before = of_directory(scratch / "out/a")
+    full_at(special_directories / "a/b/other", 100, monkeypatch)
+    with pytest.raises(DestinationFull, match="a/b/other"):
+        extract(scratch / "c", scratch / "out", only=["a/b/other"])
+    assert of_directory(scratch / "out/a") == before
+    assert of_directory(scratch / "out/a/b") == of_directory(special_directories / "a/b")
+
+
+@as_root
+def test_a_directory_in_use_keeps_what_is_its_own_also_at_an_interruption(small, scratch, monkeypatch):
+    pack_tree(small, scratch / "b")
+    for number in range(20):
+        (scratch / f"out/d{number}").mkdir(parents=True)
+        make_special(scratch / f"out/d{number}")
+    before = of_directory(scratch / "out/d0")
+    monkeypatch.setattr(backup_room, "_SECONDS_BETWEEN", 0)
+    events = restore_backup(scratch / "b", scratch / "out", anywhere=True, workers=2)
+    next(events)
+    events.close()
+    assert {str(of_directory(scratch / f"out/d{number}")) for number in range(20)} == {str(before)}
+
+
+@as_root
+def test_a_directory_that_was_missing_is_as_it_was_though_its_frame_at_the_end_is_damaged(special_directories, scratch):
+    damage(scratch / "b", "d")
+    assert extract(scratch / "b", scratch / "out", only=["a/b/c/file"]) == []
+    for name in ("a", "a/b", "a/b/c"):
+        assert of_directory(scratch / "out" / name) == of_directory(special_directories / name), name
+
+
+@as_root
+def test_an_ordinary_user_does_not_lose_what_they_cannot_put_back(open_place):
+    (open_place / "tree").mkdir()
+    (open_place / "tree/file").write_text("x")
+    pack_tree(open_place / "tree", open_place / "b")
+    (open_place / "b").chmod(0o644)
+    (open_place / "out").mkdir()
+    for owner, mode in ((65534, 0o2755), (0, 0o3777)):
+        os.chown(open_place / "out", owner, 1234)
+        (open_place / "out").chmod(mode)
+        assert "could not" not in as_nobody(EXTRACT, open_place / "b", open_place / "out")
+        assert (open_place / "out/file").read_text() == "x"
+        assert stat.S_IMODE((open_place / "out").stat().st_mode) == mode
+
+
 # Single files
 
 def test_single_files_are_read_alone(small, scratch):
@@ -913,6 +1268,59 @@ def test_single_files_are_read_alone(small, scratch):
     assert extract(scratch / "b", scratch / "out", only=["d7", "/large"]) == []
     mine = described(small)
     assert described(scratch / "out") == {p: w for p, w in mine.items() if p.split(b"/")[0] in (b"d7", b"large")}
+
+
+@pytest.mark.parametrize("name", ["./d7/f7", "d7//f7", "/./d7/f7", "d7/./f7/"])
+def test_a_path_may_be_written_as_a_shell_completes_it(small, scratch, name):
+    pack_tree(small, scratch / "b")
+    assert extract(scratch / "b", scratch / "out", only=[name]) == []
+    assert (scratch / "out/d7/f7").read_bytes() == (small / "d7/f7").read_bytes()
+
+
+@pytest.fixture
+def linked(scratch) -> Path:
+    """A tree with a small file, a large one and a symlink of three names each."""
+    tree = scratch / "linked"
+    for name in ("a", "b", "c"):
+        (tree / name).mkdir(parents=True)
+    (tree / "a/small").write_text("small")
+    (tree / "a/large").write_bytes(random.Random(6).randbytes(2 * PIECE + 5))
+    (tree / "a/symlink").symlink_to("small")
+    for kind in ("small", "large", "symlink"):
+        for name in ("b", "c"):
+            os.link(tree / "a" / kind, tree / name / kind, follow_symlinks=False)
+    return tree
+
+
+@pytest.mark.parametrize(("kind", "index"), [("small", True), ("large", True), ("symlink", True), ("large", False)])
+@pytest.mark.parametrize("names", ["a", "b", "c", "bc", "abc"])
+def test_a_file_comes_back_by_whichever_of_its_names_are_asked_for(linked, scratch, names, kind, index):
+    pack_tree(linked, scratch / "b", workers=1)
+    if not index:
+        data = (scratch / "b").read_bytes()
+        (scratch / "b").write_bytes(data.replace(b"ASRINDEX", b"asrindex"))
+    wanted = [f"{name}/{kind}" for name in names]
+    found = extract(scratch / "b", scratch / "out", only=wanted, workers=1)
+    assert [d.what for d in found] == ([] if index else ["the backup's index"])
+    there = [path for path in (scratch / "out").rglob("*") if path.is_symlink() or path.is_file()]
+    assert sorted(str(path.relative_to(scratch / "out")) for path in there) == wanted
+    assert len({path.lstat().st_ino for path in there}) == 1
+    assert there[0].lstat().st_nlink == len(names)
+    if kind == "symlink":
+        assert os.readlink(there[0]) == "small"
+    else:
+        assert there[0].read_bytes() == (linked / "a" / kind).read_bytes()
+
+
+def test_a_file_by_another_name_is_lost_by_that_name_and_leaves_what_has_the_first(linked, scratch):
+    pack_tree(linked, scratch / "b")
+    damage(scratch / "b", "+")
+    (scratch / "out/a").mkdir(parents=True)
+    (scratch / "out/a/large").write_text("own")
+    found = extract(scratch / "b", scratch / "out", only=["b/large", "c/large"])
+    assert {d.what for d in found} == {"b/large", "c/large"}
+    assert [path.name for path in (scratch / "out").rglob("*") if path.is_file()] == ["large"]
+    assert (scratch / "out/a/large").read_text() == "own"
 
 
 def test_the_list_has_every_path(tree, backup):
