@@ -269,7 +269,7 @@ class DestinationRefused(AsrError):
 class DestinationFull(AsrError):
     number = 33
     title = "The destination is full."
-    cause = "There was less room than the backup needs."
+    cause = "There was less room than the backup needs, or than the files that are brought back from one."
     remedy = "Delete older backups, or choose a larger place. asr schedule keeps only as many as you say."
     untouched = "What was written of the backup was removed."
 

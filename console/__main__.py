@@ -644,7 +644,6 @@ def extract(arguments: argparse.Namespace) -> int:
         arguments.fail("name the paths, or say --all")
     target = Path(inside(arguments.to))
     with _file(arguments.backup) as path:
-        target.mkdir(parents=True, exist_ok=True)
         _, unlike = followed(restore_backup(path, target, only=arguments.paths, anywhere=True))
     print(f"Extracted with {len(unlike)} difference{'s' * (len(unlike) != 1)}." if unlike else "Extracted.")
     return 1 if unlike else 0
