@@ -2,7 +2,6 @@
 
 import glob
 import os
-import pwd
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +25,9 @@ _ELSE = "Mount what it lies on, or choose the files in the tree."
 
 def mine() -> tuple[str, ...]:
     """The home of whoever started this, also through sudo. Raises NothingToBackUp."""
-    name = os.environ.get("SUDO_USER")
-    home = pwd.getpwnam(name).pw_dir if name else os.path.expanduser("~")
+    name = os.environ.get("SUDO_USER", "")
+    # The medium's own program knows the computer's users by that file alone.
+    home = dict(_homes()).get(name) or os.path.expanduser(f"~{name}")
     path = _real(home)
     if not _is_home(path):
         raise NothingToBackUp(f"Your home folder {home} is not there, or no folder of its own.", hint=_ELSE)
@@ -37,7 +37,7 @@ def mine() -> tuple[str, ...]:
 def everyones() -> tuple[str, ...]:
     """All homes that are there, also those that lie elsewhere and have a link in /home. Raises NothingToBackUp."""
     tops = {path for path in map(_real, ("/home", "/root")) if _is_home(path)}
-    linked = {path for path in map(_real, _homes_in("/home")) if _is_home(path)}
+    linked = {path for _, home in _homes() if home.startswith("/home/") and _is_home(path := _real(home))}
     # A link in /home that no user has as a home may lead anywhere.
     paths = tops | {path for path in linked if not any(f"{path}/".startswith(f"{top}/") for top in tops)}
     if not paths:
@@ -45,12 +45,12 @@ def everyones() -> tuple[str, ...]:
     return tuple(sorted(paths))
 
 
-def _homes_in(folder: str) -> Iterator[str]:
-    """The homes of this computer's users that are in a folder: passwd(5)."""
+def _homes() -> Iterator[tuple[str, str]]:
+    """The computer's users and their homes: passwd(5)."""
     with suppress(OSError), (ROOT / "etc/passwd").open(errors="surrogateescape") as lines:
         for fields in (line.rstrip("\n").split(":") for line in lines):
-            if len(fields) == 7 and fields[5].startswith(f"{folder}/"):
-                yield fields[5]
+            if len(fields) == 7:
+                yield fields[0], fields[5]
 
 
 def _is_home(path: str) -> bool:

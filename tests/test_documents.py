@@ -59,9 +59,12 @@ def test_single_files_and_names_that_look_like_patterns_are_taken_as_they_are(co
 def test_my_home_is_that_of_whoever_called_sudo(computer, monkeypatch):
     monkeypatch.setenv("SUDO_USER", "root")
     assert mine() == ("/root",)
-    monkeypatch.delenv("SUDO_USER")
-    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("SUDO_USER", "ann")                 # whom this system does not know
+    (computer / "etc/passwd").write_text("ann:x:1000:1000::/home/ann:/bin/sh\n")
     assert mine() == ("/home/ann",)
+    monkeypatch.delenv("SUDO_USER")
+    monkeypatch.setenv("HOME", "/home/bob")
+    assert mine() == ("/home/bob",)
 
 
 def test_a_home_that_is_a_link_is_backed_up_where_it_is(computer, tmp_path, monkeypatch):
