@@ -13,6 +13,7 @@ import inspect
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -376,6 +377,11 @@ def program(build: Build) -> None:
     shutil.rmtree(code, ignore_errors=True)
     for package in ("bootenv", "console"):
         shutil.copytree(HERE / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    fonts = code / "bootenv/image/fonts"
+    fonts.mkdir()
+    for font in (build.root / "usr/share/consolefonts").glob("FullCyrSlav-Terminus*x*.psf.gz"):
+        size = font.name.removeprefix("FullCyrSlav-Terminus").removesuffix(".gz")
+        (fonts / size).write_bytes(doubled(gzip.decompress(font.read_bytes())))
     compile_python(build, "/asr")
     date(build, code)                   # a checkout's files have the time of the checkout
     squashfs = new_stage(build) / "live/root.squashfs"
@@ -384,6 +390,20 @@ def program(build: Build) -> None:
         "mksquashfs", code, squashfs, "-no-progress", "-quiet", "-no-recovery",
         "-keep-as-directory", "-all-root",
     )
+
+
+def doubled(font: bytes) -> bytes:
+    """A console font of twice the size, in the form PSF2 (psf.h of kbd): setfont doubles once, 4K takes it twice."""
+    magic, version, start, flags, count, size, height, width = struct.unpack_from("<8I", font)
+    line = size // height                       # bytes
+    glyphs = b""
+    for at in range(start, start + count * size, line):
+        bits = f"{int.from_bytes(font[at:at + line], 'big'):0{8 * line}b}"[:width]
+        wide = "".join(2 * bit for bit in bits)
+        wide += "0" * (-len(wide) % 8)
+        glyphs += 2 * int(wide, 2).to_bytes(len(wide) // 8, "big")
+    head = struct.pack("<8I", magic, version, start, flags, count, len(glyphs) // count, 2 * height, 2 * width)
+    return head + font[32:start] + glyphs + font[start + count * size:]
 
 
 def firmware(build: Build) -> None:

@@ -510,8 +510,10 @@ def _node(name: str, image: Path, format: str) -> dict[str, object]:
 
 def _devices(machine: Machine) -> Iterator[Mapping[str, object]]:
     width, height = machine.monitor or (0, 0)
-    # Without 64 MiB of its own it could not show 4K.
-    yield {"driver": "VGA", "id": "monitor", **({"xres": width, "yres": height, "vgamem_mb": 64} if width else {})}
+    # Without 64 MiB of its own it could not show 4K. At QEMU's 75 Hz, in mHz here, firmware would not find that in the
+    # first block of EDID, the only one that it reads.
+    wanted = {"xres": width, "yres": height, "vgamem_mb": 64, "refresh_rate": 30_000} if width else {}
+    yield {"driver": "VGA", "id": "monitor", **wanted}
     yield {"driver": "floppy", "id": FLOPPY_DRIVE, "drive-type": "144"}
     yield {"driver": "qemu-xhci", "id": "usb"}
     if any(drive.bus == "scsi" for drive in machine.disks):

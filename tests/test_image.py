@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import tomllib
 from argparse import ArgumentTypeError
@@ -220,9 +221,20 @@ def chosen_font(tmp_path, size):
     """How setfont is called for a framebuffer of this size, for the first console."""
     (tmp_path / "size").write_text(f"{size}\n")
     script = function_of("init", "font").replace("/sys/class/graphics/fb0/virtual_size", str(tmp_path / "size"))
+    script = "image=image fonts=\n" + script
     said = said_by_sh(f'for name in setfont stty; do eval "$name() {{ echo $name \\"\\$@\\"; }}"; done\n{script}\nfont')
-    return [" ".join(line.split()[3:]).replace("/usr/share/consolefonts/FullCyrSlav-Terminus", "").replace(
-        ".psf.gz", "") for line in said.splitlines() if line.startswith("setfont -C /dev/tty1")]
+    return [" ".join(line.split()[3:]).removesuffix(".psf.gz") for line in said.splitlines()
+            if line.startswith("setfont -C /dev/tty1")]
+
+
+def test_a_font_is_doubled():
+    head = struct.pack("<8I", 0x864ab572, 0, 36, 1, 2, 6, 3, 10) + b"more"
+    glyphs = bytes([0b10000000, 0b01000000]) * 3 + bytes([0, 0, 0b11111111, 0b11000000, 0, 0])
+    font = build_iso.doubled(head + glyphs + b"unicode")
+    assert struct.unpack_from("<8I", font)[4:] == (2, 18, 6, 20)
+    assert font[32:36] + font[-7:] == b"moreunicode"
+    one = bytes([0b11000000, 0, 0b00110000])
+    assert font[36:-7] == one * 6 + bytes(6) + bytes([0xff, 0xff, 0xf0]) * 2 + bytes(6)
 
 
 @pytest.mark.parametrize(("size", "fonts"), [
@@ -232,8 +244,8 @@ def chosen_font(tmp_path, size):
     ("1280,800", ["32x16"]),
     ("1366,768", ["--double 14"]),
     ("1920,1080", ["--double 20x10"]),
-    ("2560,1440", ["--double 14", "-O /run/asr/font", "--double /run/asr/font"]),
-    ("3840,2160", ["--double 20x10", "-O /run/asr/font", "--double /run/asr/font"]),
+    ("2560,1440", ["--double 28x14"]),
+    ("3840,2160", ["--double image/fonts/20x10.psf"]),
     ("320,200", []),                   # no font is small enough: the kernel's stays
 ])
 def test_the_font_is_the_largest_with_which_80x25_fit(tmp_path, size, fonts):

@@ -109,8 +109,8 @@ def test_the_screen_fills_the_monitor(monitor, iso, tmp_path):
         guest.wait_for_text(PROMPT, MINUTES)
         guest.press("f1")                              # nothing counts down below it
         guest.wait_for_text("ESC=Back", 60)
-        guest.screenshot(tmp_path / "screen.png")      # for people
         width, height, pixels = picture(guest, tmp_path / "screen.ppm")
+        guest.screenshot(tmp_path / "screen.png")      # for people
     assert (width, height) == monitor
     bar = [n for n, pixel in enumerate(pixels) if pixel == b"\xaa\xaa\xaa"]
     assert max(n % width for n in bar) / width > 0.8
@@ -120,9 +120,15 @@ def test_the_screen_fills_the_monitor(monitor, iso, tmp_path):
 
 
 def picture(guest: Guest, path: Path) -> tuple[int, int, list[bytes]]:
-    """The monitor's width, height and pixels."""
-    guest.command("screendump", filename=str(path), format="ppm")
-    _, size, _, data = path.read_bytes().split(b"\n", 3)
+    """The monitor's width, height and pixels, once they stay as they are: the serial line has a page before it."""
+    before = b""
+    while True:
+        guest.command("screendump", filename=str(path), format="ppm")
+        if (now := path.read_bytes()) == before:
+            break
+        before = now
+        time.sleep(4)
+    _, size, _, data = now.split(b"\n", 3)
     width, height = map(int, size.split())
     return width, height, [data[n:n + 3] for n in range(0, len(data), 3)]
 
