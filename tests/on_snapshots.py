@@ -82,6 +82,7 @@ def backed_up(*places: tuple[str, str], flood: int = 0) -> dict[str, object]:
         path.write_text("before")
     notes: list[Difference] = []
     before = times()
+    Path("/run/b").unlink(missing_ok=True)
     with held_still(sources(*places), notes) as found:
         for path in files():
             path.write_text("after")
