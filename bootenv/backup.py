@@ -76,6 +76,7 @@ PSEUDO = frozenset((
     "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"))
 _FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
 
+INDEX = "the backup's index"           # named among what is damaged, and no file
 _ITSELF = "It is the backup that was being made."
 _NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
 _OTHER = "Another file system is mounted there; it is not in this backup."
@@ -706,7 +707,7 @@ def _whole(volumes: Volumes, index: Index) -> Iterator[Difference]:
         yield Difference(name, "This volume of the backup is missing.")
     if index.whole:
         return
-    yield Difference("the backup's index", "It is lost or cut off. What follows the last whole frame is lost.")
+    yield Difference(INDEX, "It is lost or cut off. What follows the last whole frame is lost.")
     expected = 0
     for place in index.frames():
         if place.seq != expected:

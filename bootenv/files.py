@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .asr_disk import find_asr_disks, inside
-from .backup import Entry, list_directory, read_first, restore_backup, verify_backup
+from .backup import INDEX, Entry, list_directory, read_first, restore_backup, verify_backup
 from .destinations import files_of, volume_of
 from .errors import AsrError, DamagedBackup, DestinationRefused, NeedsRoot
 from .events import Difference, Event, noted
@@ -17,8 +17,6 @@ from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
 __all__ = ["FOLDER", "Entry", "FoundBackup", "backups", "backups_on", "damaged_files", "disk_of", "entries", "extract",
            "forget", "is_url", "read_back", "verify"]
-
-INDEX = "the backup's index"           # as verify_backup() names it among what is damaged
 
 
 def backups() -> list[FoundBackup]:
