@@ -62,6 +62,7 @@ from bootenv.member import Member, Placement, decode, encode, from_stat
 
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
 _SECONDS_OF_LEVEL = 1.0        # until it is looked at again
+_NEAR, _MOST_WAITING = 16 * 2**20, 64      # bytes of the backup, pieces: of one large file while another is begun
 _AHEAD = 8 * PIECE             # bytes of a large file that are on their way into memory before they are asked for
 _FIRST_MOST = 4 * 2**20       # the first member is small; a reader that believed any size could be made to run out
 _SECONDS_OF_SILENCE = 2.0      # until it is said that the destination is what all wait for
@@ -823,6 +824,7 @@ class _Restoring:
         self._total_files = sum(place.files for place in self._frames("m+h"))
         self._done = self._files = 0
         self._unanswered: set[int] = set()     # frames in work
+        self._writing: Counter[int] = Counter()            # by the number of a large file's first frame, its pieces
         self._growing: dict[int, _Growing] = {}            # by the number of their first frame
         self._heads: dict[bytes, int] = {}     # a large file's path, and that number
         self._damaged: dict[int, Place] = {}
@@ -927,26 +929,49 @@ class _Restoring:
                 yield place
 
     def _members(self) -> Iterator[Task | None]:
-        """Frames in the order of the file; a large file's pieces once it is made."""
+        """Frames in the order of the file; a large file's pieces once it is made, and what is near meanwhile."""
+        frames = self._frames("m+")
+        waiting: list[tuple[int, Place]] = []  # a large file's first frame, and a piece of it
         head = -1
-        for place in self._frames("m+"):
-            self._volumes.prefetch(place.place)
-            if place.seq in self._journal.done:
-                self._done += place.size
-                self._files += place.files
-                continue
-            if place.kind == "m":
-                head = place.seq
-                self._unanswered.add(head)
-                yield self._frame_task(place)
-                continue
-            while head in self._unanswered:
+        more = True
+        while more or waiting:
+            near = more and (not waiting or (
+                len(waiting) < _MOST_WAITING and waiting[-1][1].place - waiting[0][1].place < _NEAR))
+            if found := self._next_piece(waiting, alone=near):
+                waiting.remove(found)
+                yield from self._piece_tasks(*found)
+            elif not near:
                 yield None
-            growing = self._growing.get(head)
-            # Without an index a frame may be missing, and then this is the piece of some other file.
-            if growing and place.path in (b"", growing.member.path, self._stored_names.get(growing.member.path)):
-                end = min(place.at + place.size, growing.placement.stored)
-                yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
+            elif not (place := next(frames, None)):
+                more = False
+            else:
+                self._volumes.prefetch(place.place)
+                if place.seq in self._journal.done:
+                    self._done += place.size
+                    self._files += place.files
+                elif place.kind == "+":
+                    waiting.append((head, place))
+                else:
+                    head = place.seq
+                    self._unanswered.add(head)
+                    yield self._frame_task(place)
+
+    def _next_piece(self, waiting: list[tuple[int, Place]], alone: bool) -> tuple[int, Place] | None:
+        """One of a file that is made; where there is a choice, of one that no other worker writes.
+
+        The kernel lets one process at a time write to a file.
+        """
+        ready = [piece for piece in waiting if piece[0] not in self._unanswered]
+        free = (piece for piece in ready if not self._writing[piece[0]])
+        return next(free, ready[0] if ready and not alone else None)
+
+    def _piece_tasks(self, head: int, place: Place) -> Iterator[Task]:
+        growing = self._growing.get(head)
+        # Without an index a frame may be missing, and then this is the piece of some other file.
+        if growing and place.path in (b"", growing.member.path, self._stored_names.get(growing.member.path)):
+            self._writing[head] += 1
+            end = min(place.at + place.size, growing.placement.stored)
+            yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
 
     def _frame_task(self, place: Place, records: bytes | None = None) -> Task:
         lost = frozenset(self._lost) if place.kind == "h" else ()
@@ -1004,6 +1029,7 @@ class _Restoring:
     def _grow(self, place: Place, path: bytes, damaged: bool) -> None:
         seq = self._heads[path]
         growing = self._growing[seq]
+        self._writing[seq] -= 1
         growing.left -= min(place.size, growing.placement.stored - place.at)
         growing.damaged |= damaged
         growing.seqs.append(place.seq)
@@ -1011,7 +1037,7 @@ class _Restoring:
             self._extractor.finish(growing.member)
             if not growing.member.flags:
                 self._journal.add(growing.seqs)
-            del self._growing[seq], self._heads[path]
+            del self._growing[seq], self._heads[path], self._writing[seq]
 
     def _give_up_incomplete(self) -> Iterator[Event]:
         while self._growing:
