@@ -224,10 +224,25 @@ class Batch:
         return head
 
     def add_file(self, head: bytes, path: bytes, size: int, fd: int) -> str:
-        """A file without holes, read from its descriptor; returns why it isn't as it was, "" if it is."""
-        at = self._begin(head, size)
-        why = read_into(self._buffer[at:at + size], fd, 0) if size else ""
-        self._end("f", head, at, size, size, path)
+        """A small file without holes, read from its descriptor; returns why it isn't as it was, "" if it is.
+
+        As add_piece(), all at once.
+        """
+        buffer, at = self._buffer, self.size
+        content = at + len(head)
+        fill = content + size
+        self.size = end = fill + (-size % BLOCK)
+        buffer[at:content] = head
+        why, digest = "", "-"
+        if size:
+            view = buffer[content:fill]
+            buffer[fill:end] = _ZEROS[:end - fill]
+            why = read_into(view, fd, 0)
+            digest = sha256(view).hexdigest()
+        self._records.append(member_record("f", at, head, size, digest, size, path))
+        self.files += 1
+        self.bytes += size
+        self.item = path
         return why
 
     def add_piece(self, head: bytes, path: bytes, size: int, fd: int, extents: Sequence[Extent], *,
@@ -432,17 +447,15 @@ class Collector:
         """The way of most files, all at once: True if this one is in the batch, and closed."""
         status = os.fstat(fd)
         size = status.st_size
-        if (status.st_nlink != 1 or size > PIECE or status.st_blocks * 512 < size or not S_ISREG(status.st_mode)
+        if (size > PIECE or status.st_nlink != 1 or status.st_blocks * 512 < size or not S_ISREG(status.st_mode)
                 or status.st_ino in self._noted or has_more(fd)):
             return False
         head = encode_plain(archived, status)
         if not head:
             return False
         why = self._batch.add_file(head, archived, size, fd)
-        if size:
-            after = os.fstat(fd)
-            if after.st_mtime_ns != status.st_mtime_ns or after.st_size != size:
-                why = why or CHANGED
+        if size and not why and changed(status, os.fstat(fd)):
+            why = CHANGED
         if why:
             self._differs(archived, why)
         os.close(fd)

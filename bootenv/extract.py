@@ -44,6 +44,7 @@ _FORBID = FLAGS["i"] | FLAGS["a"]
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT_ACL = "system.posix_acl_default"
 _SPECIAL = 0o7000
+_NO_NAMES = frozenset((b"", b".", b".."))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,7 +55,7 @@ def is_wanted(path: bytes, only: Collection[bytes]) -> bool:
 
 def is_safe(path: bytes) -> bool:
     """Relative, and every part a name."""
-    return not path or (b"\0" not in path and {b"", b".", b".."}.isdisjoint(path.split(b"/")))
+    return not path or (b"\0" not in path and _NO_NAMES.isdisjoint(path.split(b"/")))
 
 
 class Taken(NamedTuple):
@@ -171,6 +172,7 @@ class Extractor:
         self._anywhere = anywhere
         self._other_names: Mapping[bytes, bytes] = {}
         self._not_made: Collection[bytes] = ()
+        self._safe = b""                       # the directory whose path was found to be safe last
         self._root = os.geteuid() == 0
         self._user = os.geteuid(), os.getegid()
         self._forget()
@@ -237,7 +239,7 @@ class Extractor:
         for member, content in members:
             if member.kind == "f" and stored_size(member) > len(content):
                 large = self._large(member, content)
-            else:
+            elif not self._make_plain(member, content):
                 self.make(member, content)
             item = member.path
         return item, large
@@ -248,7 +250,7 @@ class Extractor:
         at = 0
         while at < len(view):
             try:
-                member, at = decode(view, at)
+                member, at = decode(data, at)
             except MALFORMED as error:
                 raise DamagedFrame from error
             stored = stored_size(member)
@@ -277,6 +279,36 @@ class Extractor:
         return not self._only or is_wanted(path, self._only)
 
     # One member
+
+    def _make_plain(self, member: Member, content: memoryview) -> bool:
+        """The way of most files, all at once; False if make() is to do it, or to find out what is wrong."""
+        path, kind, mode, uid, gid, mtime, atime, _, _, _, xattrs, flags, extents = member
+        parent, _, name = path.rpartition(b"/")
+        if kind != "f" or xattrs or flags or extents is not None or name in _NO_NAMES or b"\0" in name:
+            return False
+        if parent != self._safe and not is_safe(parent):
+            return False
+        self._safe = parent
+        try:
+            directory = self._directories.open(parent)
+            fd = os.open(name, _CREATE, mode & 0o777, dir_fd=directory)
+        except OSError:
+            return False
+        made = False
+        try:
+            if not content or os.write(fd, content) == len(content):
+                if uid or gid or mode & _SPECIAL or not self._root:
+                    self._set_owner(fd, member)
+                os.utime(fd, ns=(atime, mtime))
+                made = True
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+            if not made:                       # no half file is to have the name
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=directory)
+        return made
 
     def make(self, member: Member, content: memoryview) -> None:
         """Make it, whatever stands in its place; what goes wrong is a difference. Raises TargetFull."""

@@ -167,7 +167,7 @@ def _name(member: Member) -> bytes:
     return member.path
 
 
-def decode(data: memoryview, at: int) -> tuple[Member, int]:
+def decode(data: bytes | memoryview, at: int) -> tuple[Member, int]:
     """The member whose blocks begin at `at`, and where its content begins. Raises ValueError on anything else."""
     return _decode_plain(bytes(data[at:at + 3 * BLOCK]), at + 3 * BLOCK) or _decode_any(data, at)
 
@@ -186,7 +186,7 @@ def _decode_plain(blocks: bytes, content: int) -> tuple[Member, int] | None:
         int(head[124:135], 8)), content
 
 
-def _decode_any(data: memoryview, at: int) -> tuple[Member, int]:
+def _decode_any(data: bytes | memoryview, at: int) -> tuple[Member, int]:
     fields: dict[bytes, bytes] = {}
     block = _checked(data, at)
     if block[156:157] == b"x":
@@ -289,7 +289,7 @@ def _byte_sum(part: bytes, *more: bytes) -> int:
     return total + _byte_sum(*more) if more else total
 
 
-def _checked(data: memoryview, at: int) -> bytes:
+def _checked(data: bytes | memoryview, at: int) -> bytes:
     block = bytes(data[at:at + BLOCK])
     if len(block) != BLOCK or block[257:262] != b"ustar":
         raise ValueError("not a tar header")
@@ -406,7 +406,7 @@ def _sparse_map(extents: tuple[Extent, ...]) -> bytes:
     return text + bytes(padding(len(text)))
 
 
-def _parse_sparse_map(data: memoryview, at: int) -> tuple[tuple[Extent, ...], int]:
+def _parse_sparse_map(data: bytes | memoryview, at: int) -> tuple[tuple[Extent, ...], int]:
     def number(start: int) -> tuple[int, int]:
         text = bytes(data[start:start + 24])
         end = text.index(b"\n")
