@@ -33,6 +33,7 @@ _SLOTS = 3                                     # blocks of a worker that wait fo
 _SLOT = 3 * 2**20                              # bytes; what is larger goes through the pipe
 _DEPTH = 2                                     # tasks that a worker has in hand, so that it never waits for the next
 _PIPE = 2**20
+_MUCH_WAITING = 0.3            # of the time: more workers than cores cost little, and a core that idles is lost
 _SECONDS_OF_CREW = 0.15        # until it is looked at again whether more workers would help
 # glibc gives each block above 128 KB back to the kernel at once, and then the pages of the next one have to be cleared
 # and mapped again: a third of the system time. Frames come and go, so the memory stays about as large all the same.
@@ -75,7 +76,7 @@ class Crew:
         return len(self._members)
 
     def grow(self) -> None:
-        """Two more, if those that are there mostly wait for a disk: it has time for more than one at once.
+        """Two more, if those that are there wait much for a disk: it has time for more than one at once.
 
         To be called now and then, while there is work for more.
         """
@@ -85,7 +86,7 @@ class Crew:
             return
         # Not all at the first look: what was before it is the start.
         waited = [member.waited() for member in self._members]
-        if self._looked and sum(waited) > 0.5 * passed * len(self):
+        if self._looked and sum(waited) > _MUCH_WAITING * passed * len(self):
             self._members += [_Member(self._setup) for _ in range(min(2, MOST - len(self)))]
         self._looked = now
 
