@@ -946,13 +946,14 @@ class _Restoring:
                 more = False
             else:
                 self._volumes.prefetch(place.place)
+                if place.kind == "m":
+                    head = place.seq
                 if place.seq in self._journal.done:
                     self._done += place.size
                     self._files += place.files
                 elif place.kind == "+":
                     waiting.append((head, place))
                 else:
-                    head = place.seq
                     self._unanswered.add(head)
                     yield self._frame_task(place)
 

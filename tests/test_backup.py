@@ -952,6 +952,22 @@ def test_with_a_journal_it_goes_on_where_it_was(small, scratch, monkeypatch):
     assert described(scratch / "third") == described(small / "d1")                   # another backup's journal
 
 
+def test_a_journal_that_ends_within_a_large_file(scratch, monkeypatch):
+    # What it has of the second file's frames is but the first; the others are on the disk all the same, and are not
+    # pieces of the file before it.
+    (scratch / "tree").mkdir()
+    for name in ("one", "two"):
+        (scratch / "tree" / name).write_bytes(name.encode() * PIECE)
+    pack_tree(scratch / "tree", scratch / "b", workers=1)
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_JOURNAL", 0)
+    assert extract(scratch / "b", scratch / "out", journal=scratch / "journal") == []
+    with Volumes(scratch / "b") as volumes:
+        second = [frame.seq for frame in Index(volumes).frames() if frame.kind == "m"][-1]
+    (scratch / "journal").write_text(f"{(scratch / 'journal').read_text().split()[0]}\n{second}\n")
+    assert extract(scratch / "b", scratch / "out", journal=scratch / "journal", workers=1) == []
+    assert described(scratch / "out") == described(scratch / "tree")
+
+
 def described_again(root: Path, path: bytes) -> tuple:
     return described(root)[path]
 
