@@ -73,7 +73,7 @@ def in_small_frames() -> Iterator[None]:
 
 
 def make_tree(root: Path, files: int, size: int) -> None:
-    """Small files in ten directories, hard links, symlinks, one file larger than a frame."""
+    """Small files in ten directories, hard links, symlinks, two files larger than a frame."""
     seeded = random.Random(3)
     for number in range(files):
         path = root / f"d{number % 10}" / f"f{number}"
@@ -81,6 +81,7 @@ def make_tree(root: Path, files: int, size: int) -> None:
         path.write_bytes((seeded.randbytes(200) * 100)[:seeded.randrange(size)] + seeded.randbytes(size // 5))
         path.chmod(0o600 + number % 64)
     (root / "large").write_bytes(seeded.randbytes(2**20 + 200_000) + bytes(2**20) + seeded.randbytes(900_000))
+    (root / "other").write_bytes(seeded.randbytes(700_000))
     os.link(root / "d0" / "f0", root / "d1" / "linked")
     os.symlink("f0", root / "d0" / "symlink")
 
