@@ -329,7 +329,7 @@ class _Writing:
         self._pace = _Pace()
         self._files = self._bytes = 0
         self._unanswered = 0
-        self._directories: list[tuple[int, bytes]] = [(n, b"") for n in reversed(range(len(reading.trees)))]
+        self._directories: list[list[bytes]] = [[b""] for _ in reading.trees]       # of each tree, still to be read
         self._tasks: deque[Task] = deque()
         self._large: list[tuple[int, bytes]] = []
         self._seen: dict[tuple[int, int], list] = {}       # path in the backup, and names still to come
@@ -382,11 +382,11 @@ class _Writing:
     # Small files
 
     def _walking(self) -> Iterator[Task | None]:
-        while self._tasks or self._directories or self._unanswered:
+        while self._tasks or any(self._directories) or self._unanswered:
             if self._tasks:
                 self._unanswered += 1
                 yield self._tasks.popleft()
-            elif self._directories:
+            elif any(self._directories):
                 self._unanswered += 1
                 yield self._walk_task()
             else:
@@ -395,11 +395,10 @@ class _Writing:
     def _walk_task(self) -> Task:
         # The newest first: that keeps neighbours together and the list short. A share of what is there, so that
         # no worker is left with all of the rest.
-        tree, path = self._directories.pop()
-        paths = [path]
-        share = len(self._directories) // (4 * len(self._crew))
-        while len(paths) < min(share, 32) and self._directories[-1][0] == tree:
-            paths.append(self._directories.pop()[1])
+        tree, directories = next((n, paths) for n, paths in enumerate(self._directories) if paths)
+        share = min(max(len(directories) // (4 * len(self._crew)), 1), 32)
+        paths = directories[:-share - 1:-1]
+        del directories[-share:]
         return ("walk", self._level, tree, paths)
 
     def _take(self, value: tuple, block: Block) -> Iterator[Event]:
@@ -412,12 +411,13 @@ class _Writing:
             yield from self._progress(item)
         elif kind == "again":
             self._again.add(bytes(block))
+        elif kind == "names":
+            self._tasks.append(("names", self._level, *rest))
         else:
-            self._unanswered -= 1
-            tree, directories, names, linked, large, lost, differences, excluded = rest
+            answered, tree, directories, linked, large, lost, differences, excluded = rest
+            self._unanswered -= answered
             self._excluded.update(excluded)
-            self._directories += [(tree, path) for path in directories]
-            self._tasks += [("names", self._level, tree, path, more) for path, more in names]
+            self._directories[tree] += directories
             self._large += [(tree, path) for path in large]
             self._lost.update(lost)
             for link in linked:
@@ -450,7 +450,7 @@ class _Writing:
     def _adapt_level(self) -> None:
         since, waited = self._level_since
         now = time.monotonic()
-        if self._directories or self._tasks or self._large:
+        if any(self._directories) or self._tasks or self._large:
             self._crew.grow()
         if self._adapts and now - since >= _SECONDS_OF_LEVEL:
             self._level = next_level(self._level, (self._output.seconds - waited) / (now - since))

@@ -10,10 +10,11 @@ import fcntl
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
+from itertools import islice
 from stat import S_ISREG
 from typing import Any
 
@@ -27,7 +28,8 @@ BATCH = 2**20                  # members are gathered to this size, so that dama
 PIECE = 2 * 2**20              # stored bytes of a large file in one frame; more would only cost memory
 _ROOM = BATCH + PIECE + 2**16   # of a batch's buffer: full but for a byte, then the largest small file
 AHEAD = 16                     # files opened before they are read, so that the disk has more than one to fetch
-MANY = 2000                    # names of a directory that one worker takes; the rest is for all of them
+HELD = 2**15                   # names of a directory that are held at a time
+MANY = 2000                    # of them for whoever lists it, and half of the rest; the others are for all workers
 MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are stored as zeros
 
 VANISHED = "It vanished while the backup was made."
@@ -292,10 +294,9 @@ class Batch:
 
 @dataclass
 class Found:
-    """What one task came upon that isn't for this worker alone to deal with."""
+    """What a task came upon that isn't for this worker alone to deal with."""
 
     directories: list[bytes]
-    names: list[tuple[bytes, bytes]]           # a directory and more of its names, joined by NUL
     linked: list[tuple[bytes, int, int, int, int]]     # path, device, inode, links, size: has several names
     large: list[bytes]                         # more than a frame holds
     lost: list[bytes]                          # several names, and this one can't be read
@@ -307,7 +308,8 @@ class Collector:
     """Reads directories of the trees into frames, as the tasks of backup.write_backup ask.
 
     Tasks, each with the level to compress at: ("walk", level, tree, directories), ("names", level, tree, directory,
-    names), ("file", level, tree, path) for one with several names, ("piece", ...) and ("flush", level).
+    names joined by NUL, each after the letter of its kind), ("file", level, tree, path) for one with several names,
+    ("piece", ...) and ("flush", level).
     """
 
     def __init__(self, reading: Reading):
@@ -323,7 +325,7 @@ class Collector:
         self._directories = [Directories(tree.directory) for tree in reading.trees]
         self._batch = Batch()
         self._again: list[bytes] = []          # headers of directories, to be repeated at the end
-        self._found = Found([], [], [], [], [], [], {})
+        self._found = Found([], [], [], [], [], {})
         self._piece_of = (-1, -1)
 
     def close(self) -> None:
@@ -338,14 +340,18 @@ class Collector:
         if kind == "flush":
             yield from self._flush(level)
             return
-        self._found = Found([], [], [], [], [], [], {})
         if kind == "walk":
             yield from self._walk(level, *rest)
         elif kind == "names":
             yield from self._names(level, *rest)
         else:
             self._one(*rest)
-        yield ("found", rest[0], *vars(self._found).values()), b""
+            yield from self._flush_full(level)
+        yield self._report(rest[0])
+
+    def _report(self, tree: int, last: bool = True) -> Message:
+        found, self._found = self._found, Found([], [], [], [], [], {})
+        return ("found", last, tree, *vars(found).values()), b""
 
     def _flush(self, level: int) -> Iterator[Message]:
         if self._batch.size:
@@ -356,37 +362,49 @@ class Collector:
             yield ("again",), b"".join(self._again)
             self._again = []
 
+    def _flush_full(self, level: int) -> Iterable[Message]:
+        """To be asked after each member: a frame has a size that readers can rely on."""
+        return self._flush(level) if self._batch.size >= BATCH else ()
+
     def _walk(self, level: int, tree: int, paths: list[bytes]) -> Iterator[Message]:
         for path in paths:
             name = self._trees[tree].name(path)
             try:
                 directory = self._directories[tree].open(path)
                 self._directory(directory, name, path)
-                if path and name in self._mounts:
-                    continue                   # an empty directory here, whatever is mounted there
-                with os.scandir(directory) as listing:
-                    # In the order of inodes, which on a disk is the order of what is to be read.
-                    entries = sorted([(entry.inode(), entry.name.encode(_ENCODING, "surrogateescape"),
-                                       "f" if entry.is_file(follow_symlinks=False) else _type(entry))
-                                      for entry in listing])
             except OSError as error:
                 self._differs(name, unread(error))
                 continue
-            if not self._caches and self._is_cache(directory, name, entries):
-                entries = [entry for entry in entries if entry[1] == TAG]
+            yield from self._flush_full(level)
+            if path and name in self._mounts:
+                continue                       # an empty directory here, whatever is mounted there
             below, archived = path and path + b"/", name and name + b"/"
-            if self._excluder.concerns(name):
-                entries = [entry for entry in entries if not self._excluded(archived + entry[1])]
-            for start in range(MANY, len(entries), MANY):
-                self._found.names.append((path, b"\0".join([e[1] for e in entries[start:start + MANY]])))
-            for start in range(0, min(len(entries), MANY), AHEAD):
-                group = entries[start:start + AHEAD]
-                opened = [self._open_ahead(directory, entry) if kind == "f" else -1 for _, entry, kind in group]
-                for (_, entry, kind), fd in zip(group, opened, strict=True):
-                    if fd < 0 or not self._plain(fd, archived + entry):
-                        self._entry(directory, entry, below + entry, archived + entry, kind, fd)
-                    if self._batch.size >= BATCH:
-                        yield from self._flush(level)
+            tagged = not self._caches and self._is_cache(directory, name)
+            concerned = self._excluder.concerns(name)
+            for entries in self._listed(directory, name):
+                if tagged:
+                    entries = [entry for entry in entries if entry[1] == TAG]
+                if concerned:
+                    entries = [entry for entry in entries if not self._excluded(archived + entry[1])]
+                mine = max(MANY, len(entries) // 2)
+                for start in range(mine, len(entries), MANY):
+                    share = [kind + entry for _, entry, kind in entries[start:start + MANY]]
+                    yield ("names", tree, path, b"\0".join(share)), b""
+                yield from self._entries(level, directory, below, archived, [entry[1:] for entry in entries[:mine]])
+                if len(self._found.directories) + len(self._found.linked) + len(self._found.differences) >= MANY:
+                    yield self._report(tree, last=False)
+
+    def _listed(self, directory: int, name: bytes) -> Iterator[list[tuple[int, bytes, bytes]]]:
+        """Inode, name and kind of what is in a directory; in the order of inodes, which on a disk is the order of
+        what is to be read."""
+        try:
+            with os.scandir(directory) as listing:
+                while entries := [(entry.inode(), entry.name.encode(_ENCODING, "surrogateescape"),
+                                   b"f" if entry.is_file(follow_symlinks=False) else _type(entry))
+                                  for entry in islice(listing, HELD)]:
+                    yield sorted(entries)
+        except OSError as error:
+            self._differs(name, unread(error))
 
     def _names(self, level: int, tree: int, path: bytes, names: bytes) -> Iterator[Message]:
         archived = self._trees[tree].name(path)
@@ -396,10 +414,19 @@ class Collector:
             self._differs(archived, unread(error))
             return
         below, archived = path and path + b"/", archived and archived + b"/"
-        for name in names.split(b"\0"):
-            self._entry(directory, name, below + name, archived + name, "?")
-            if self._batch.size >= BATCH:
-                yield from self._flush(level)
+        entries = [(name[1:], name[:1]) for name in names.split(b"\0")]
+        yield from self._entries(level, directory, below, archived, entries)
+
+    def _entries(self, level: int, directory: int, below: bytes, archived: bytes,
+                 entries: Sequence[tuple[bytes, bytes]]) -> Iterator[Message]:
+        """What has these names and kinds in a directory."""
+        for start in range(0, len(entries), AHEAD):
+            group = entries[start:start + AHEAD]
+            opened = [self._open_ahead(directory, name) if kind == b"f" else -1 for name, kind in group]
+            for (name, kind), fd in zip(group, opened, strict=True):
+                if fd < 0 or not self._plain(fd, archived + name):
+                    self._entry(directory, name, below + name, archived + name, kind, fd)
+                yield from self._flush_full(level)
 
     def _one(self, tree: int, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
@@ -409,7 +436,7 @@ class Collector:
         except OSError as error:
             self._differs(self._trees[tree].name(path), unread(error))
         else:
-            self._entry(directory, name, path, self._trees[tree].name(path), "?", alone=False)
+            self._entry(directory, name, path, self._trees[tree].name(path), b"?", alone=False)
         if any(why != CHANGED for _, why in self._found.differences[before:]):
             self._found.lost.append(self._trees[tree].name(path))
 
@@ -419,9 +446,8 @@ class Collector:
             self._found.excluded[pattern] = self._found.excluded.get(pattern, 0) + 1
         return pattern is not None
 
-    def _is_cache(self, directory: int, name: bytes, entries: list[tuple[int, bytes, str]]) -> bool:
-        tagged = any(entry == TAG for _, entry, _ in entries) and is_tag(directory)
-        if not tagged or self._excluder.is_included(name):
+    def _is_cache(self, directory: int, name: bytes) -> bool:
+        if not is_tag(directory) or self._excluder.is_included(name):
             return False
         self._differs(name, TAGGED)
         return True
@@ -461,18 +487,18 @@ class Collector:
         os.close(fd)
         return True
 
-    def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: str, fd: int = -1,
+    def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: bytes, fd: int = -1,
                alone: bool = True) -> None:
         """fd: a file that is open already; it is closed.
 
         alone: several names make it one for the main process, which knows the names that others found.
         """
         try:
-            if kind == "?":
-                kind = kind_of(os.lstat(name, dir_fd=directory))
-            if kind == "f":
+            if kind == b"?":
+                kind = kind_of(os.lstat(name, dir_fd=directory)).encode()
+            if kind == b"f":
                 self._file(fd if fd >= 0 else open_file(name, directory), path, archived, alone)
-            elif kind == "d":
+            elif kind == b"d":
                 self._found.directories.append(path)
             else:
                 self._special(directory, name, path, archived, alone)
@@ -554,12 +580,10 @@ class Collector:
         self._found.differences.append((path, why))
 
 
-def _type(entry: os.DirEntry) -> str:
-    if entry.is_file(follow_symlinks=False):
-        return "f"
+def _type(entry: os.DirEntry) -> bytes:
     if entry.is_dir(follow_symlinks=False):
-        return "d"
-    return "l" if entry.is_symlink() else "?"
+        return b"d"
+    return b"l" if entry.is_symlink() else b"?"
 
 
 def work(trees: tuple[tuple[bytes, bytes], ...], *rest: Any) -> Collector:

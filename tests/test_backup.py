@@ -31,7 +31,7 @@ from bootenv.backup import (
     verify_backup,
     write_backup,
 )
-from bootenv.collect import PIECE, SWAP, Batch, Collector, Reading, Tree
+from bootenv.collect import BATCH, HELD, MANY, PIECE, SWAP, Batch, Collector, Reading, Tree
 from bootenv.directories import Directories
 from bootenv.errors import (
     BackupNotFound,
@@ -193,6 +193,32 @@ def test_each_large_file_has_its_own_content(scratch):
     assert pack_tree(scratch / "tree", scratch / "b", workers=6) == []
     extract(scratch / "b", scratch / "out")
     assert described(scratch / "out") == described(scratch / "tree")
+
+
+def test_frames_have_a_size_that_readers_rely_on(scratch):
+    # Hard links and empty directories, and nothing else that would fill a frame.
+    for number in range(60):
+        (scratch / "tree" / f"{number}").mkdir(parents=True)
+        (scratch / "tree" / f"{number}" / "file").write_bytes(os.urandom(100_000))
+        os.link(scratch / "tree" / f"{number}" / "file", scratch / "tree" / f"{number}" / "link")
+    for number in range(4000):
+        (scratch / "tree" / "empty" / f"{number}").mkdir(parents=True)
+    assert pack_tree(scratch / "tree", scratch / "b", workers=1) == []
+    with Volumes(scratch / "b") as volumes:
+        sizes = [frame.size for frame in Index(volumes).frames() if frame.kind == "m"]
+    assert len(sizes) > 5
+    assert max(sizes) <= BATCH + PIECE
+    assert differences(verify_backup(scratch / "b")) == []
+
+
+def test_a_directory_of_more_names_than_are_held_at_a_time(scratch):
+    (scratch / "tree").mkdir()
+    names = {b"%05d" % number for number in range(HELD + 3 * MANY)}
+    for name in names:
+        os.close(os.open(os.fsencode(scratch / "tree") + b"/" + name, os.O_CREAT | os.O_WRONLY))
+    (scratch / "tree" / "directory").mkdir()
+    assert pack_tree(scratch / "tree", scratch / "b") == []
+    assert sorted(r.path for r in list_backup(scratch / "b")) == sorted(names | {b"", b"directory"})
 
 
 def test_a_directory_that_cannot_be_opened_leads_to_no_other(tmp_path):
