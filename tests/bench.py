@@ -156,19 +156,19 @@ def fresh_ext4(place: Path, size: int) -> Iterator[Path]:
         image.unlink()
 
 
-def touch_memory(size: int) -> None:
-    """Have so much free memory really be there.
+def touch_memory() -> None:
+    """Have the free memory really be there.
 
     A virtual machine may have given its free pages back to its host, and then the first use of each costs many times
-    what the program under test does with it: whoever comes second would win.
+    what the program under test does with it, most of all where two processes come upon them at once.
     """
+    size = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 10 * 9
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
         pass
 
 
 def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[str, Time]:
     """backup, restore and verify, as far as the peer can; size: bytes of the tree."""
-    memory = min(size + size // 2 + 2**30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4)
     output = place / "out"
     remove(output)
     output.mkdir()
@@ -176,7 +176,7 @@ def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[
     times = {}
     if cold:
         drop_caches()
-    touch_memory(memory)
+    touch_memory()
     if peer.backup:
         times["backup"] = run(peer.backup, TREE=tree, FILE=file, PLACE=output)
     if cold:
@@ -186,7 +186,7 @@ def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[
         times["verify"] = run(peer.verify, FILE=file, PLACE=output)
     with fresh_ext4(place, 2 * size + 2**30) as target:
         warm(output)
-        touch_memory(memory)
+        touch_memory()
         times["restore"] = run(peer.restore, TREE=tree, FILE=file, TARGET=target, PLACE=target)
     remove(output)
     return times
