@@ -800,6 +800,7 @@ class _Growing:
     placement: Placement
     left: int                  # stored bytes still to come
     seqs: list[int]            # its frames so far
+    in_work: int = 0           # pieces that workers have in hand
     damaged: bool = False
 
 
@@ -824,7 +825,6 @@ class _Restoring:
         self._total_files = sum(place.files for place in self._frames("m+h"))
         self._done = self._files = 0
         self._unanswered: set[int] = set()     # frames in work
-        self._writing: Counter[int] = Counter()            # by the number of a large file's first frame, its pieces
         self._growing: dict[int, _Growing] = {}            # by the number of their first frame
         self._heads: dict[bytes, int] = {}     # a large file's path, and that number
         self._damaged: dict[int, Place] = {}
@@ -963,14 +963,17 @@ class _Restoring:
         The kernel lets one process at a time write to a file.
         """
         ready = [piece for piece in waiting if piece[0] not in self._unanswered]
-        free = (piece for piece in ready if not self._writing[piece[0]])
-        return next(free, ready[0] if ready and not alone else None)
+        for head, place in ready:
+            growing = self._growing.get(head)
+            if not (growing and growing.in_work):
+                return head, place
+        return ready[0] if ready and not alone else None
 
     def _piece_tasks(self, head: int, place: Place) -> Iterator[Task]:
         growing = self._growing.get(head)
         # Without an index a frame may be missing, and then this is the piece of some other file.
         if growing and place.path in (b"", growing.member.path, self._stored_names.get(growing.member.path)):
-            self._writing[head] += 1
+            growing.in_work += 1
             end = min(place.at + place.size, growing.placement.stored)
             yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
 
@@ -1030,7 +1033,7 @@ class _Restoring:
     def _grow(self, place: Place, path: bytes, damaged: bool) -> None:
         seq = self._heads[path]
         growing = self._growing[seq]
-        self._writing[seq] -= 1
+        growing.in_work -= 1
         growing.left -= min(place.size, growing.placement.stored - place.at)
         growing.damaged |= damaged
         growing.seqs.append(place.seq)
@@ -1038,7 +1041,7 @@ class _Restoring:
             self._extractor.finish(growing.member)
             if not growing.member.flags:
                 self._journal.add(growing.seqs)
-            del self._growing[seq], self._heads[path], self._writing[seq]
+            del self._growing[seq], self._heads[path]
 
     def _give_up_incomplete(self) -> Iterator[Event]:
         while self._growing:

@@ -29,7 +29,7 @@ PIECE = 2 * 2**20              # stored bytes of a large file in one frame; more
 _ROOM = BATCH + PIECE + 2**16   # of a batch's buffer: full but for a byte, then the largest small file
 AHEAD = 16                     # files opened before they are read, so that the disk has more than one to fetch
 HELD = 2**15                   # names of a directory that are held at a time
-MANY = 2000                    # of them for whoever lists it, and half of the rest; the others are for all workers
+MANY = 2000                    # of them, or half, are for whoever lists it; the others are for all, so many at a time
 MOST_EXTENTS = 2**16           # of one file; beyond, its smallest holes are stored as zeros
 
 VANISHED = "It vanished while the backup was made."
@@ -226,25 +226,10 @@ class Batch:
         return head
 
     def add_file(self, head: bytes, path: bytes, size: int, fd: int) -> str:
-        """A small file without holes, read from its descriptor; returns why it isn't as it was, "" if it is.
-
-        As add_piece(), all at once.
-        """
-        buffer, at = self._buffer, self.size
-        content = at + len(head)
-        fill = content + size
-        self.size = end = fill + (-size % BLOCK)
-        buffer[at:content] = head
-        why, digest = "", "-"
-        if size:
-            view = buffer[content:fill]
-            buffer[fill:end] = _ZEROS[:end - fill]
-            why = read_into(view, fd, 0)
-            digest = sha256(view).hexdigest()
-        self._records.append(member_record("f", at, head, size, digest, size, path))
-        self.files += 1
-        self.bytes += size
-        self.item = path
+        """A file without holes, read from its descriptor; returns why it isn't as it was, "" if it is."""
+        at = self._begin(head, size)
+        why = read_into(self._buffer[at:at + size], fd, 0) if size else ""
+        self._end("f", head, at, size, size, path)
         return why
 
     def add_piece(self, head: bytes, path: bytes, size: int, fd: int, extents: Sequence[Extent], *,
@@ -383,26 +368,26 @@ class Collector:
             concerned = self._excluder.concerns(name)
             for entries in self._listed(directory, name):
                 if tagged:
-                    entries = [entry for entry in entries if entry[1] == TAG]
+                    entries = [entry for entry in entries if entry[0] == TAG]
                 if concerned:
-                    entries = [entry for entry in entries if not self._excluded(archived + entry[1])]
+                    entries = [entry for entry in entries if not self._excluded(archived + entry[0])]
                 mine = max(MANY, len(entries) // 2)
                 for start in range(mine, len(entries), MANY):
-                    share = [kind + entry for _, entry, kind in entries[start:start + MANY]]
+                    share = [kind + entry for entry, kind in entries[start:start + MANY]]
                     yield ("names", tree, path, b"\0".join(share)), b""
-                yield from self._entries(level, directory, below, archived, [entry[1:] for entry in entries[:mine]])
+                yield from self._entries(level, directory, below, archived, entries[:mine])
                 if len(self._found.directories) + len(self._found.linked) + len(self._found.differences) >= MANY:
                     yield self._report(tree, last=False)
 
-    def _listed(self, directory: int, name: bytes) -> Iterator[list[tuple[int, bytes, bytes]]]:
-        """Inode, name and kind of what is in a directory; in the order of inodes, which on a disk is the order of
-        what is to be read."""
+    def _listed(self, directory: int, name: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Name and kind of what is in a directory; in the order of inodes, which on a disk is the order of what is to
+        be read."""
         try:
             with os.scandir(directory) as listing:
                 while entries := [(entry.inode(), entry.name.encode(_ENCODING, "surrogateescape"),
                                    b"f" if entry.is_file(follow_symlinks=False) else _type(entry))
                                   for entry in islice(listing, HELD)]:
-                    yield sorted(entries)
+                    yield [entry[1:] for entry in sorted(entries)]
         except OSError as error:
             self._differs(name, unread(error))
 
