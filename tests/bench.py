@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 PACKAGES = ("zstd", "restic", "borgbackup", "fsarchiver", "squashfs-tools", "mmdebstrap")
 # What makes a system of some 150,000 entries and 4 GB out of Debian's standard one: a server that also builds.
@@ -31,6 +32,7 @@ SYSTEM = ("linux-image-amd64", "linux-headers-amd64", "build-essential", "python
           "openssh-server", "nginx", "postgresql", "mariadb-server", "git", "cmake", "golang-go", "nodejs", "npm",
           "texlive-latex-base", "emacs-nox", "default-jdk-headless", "samba", "qemu-system-x86", "libboost-all-dev",
           "locales-all")
+_SHARE = 2**28                 # bytes of memory that are handed out at a time
 KEPT = "--xattrs --xattrs-include='*' --acls"
 OURS = f"PYTHONPATH={os.pathsep.join(p or os.getcwd() for p in sys.path)} {sys.executable} -m console"
 
@@ -156,18 +158,33 @@ def fresh_ext4(place: Path, size: int) -> Iterator[Path]:
         image.unlink()
 
 
-def touch_memory() -> None:
-    """Have the free memory really be there.
+class Ballast:
+    """All memory that is free, held but for a rest, and handed out when something else takes that.
 
-    A virtual machine may have given its free pages back to its host, and then the first use of each costs many times
-    what the program under test does with it, most of all where two processes come upon them at once.
+    A virtual machine may give its free pages back to its host, at any moment; then the first use of each costs many
+    times what a program does with it, most of all where two processes come upon them at once.
     """
-    size = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 10 * 9
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
-        pass
+
+    def __init__(self) -> None:
+        self._held: list[mmap.mmap] = []
+        Thread(target=self._hand_out, daemon=True).start()
+
+    def take(self) -> None:
+        while _free() > 5 * _SHARE:
+            self._held.append(mmap.mmap(-1, _SHARE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
+
+    def _hand_out(self) -> None:
+        while True:
+            time.sleep(0.01)
+            if _free() < 4 * _SHARE and self._held:
+                self._held.pop().close()
 
 
-def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[str, Time]:
+def _free() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool, ballast: Ballast) -> dict[str, Time]:
     """backup, restore and verify, as far as the peer can; size: bytes of the tree."""
     output = place / "out"
     remove(output)
@@ -176,7 +193,7 @@ def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[
     times = {}
     if cold:
         drop_caches()
-    touch_memory()
+    ballast.take()
     if peer.backup:
         times["backup"] = run(peer.backup, TREE=tree, FILE=file, PLACE=output)
     if cold:
@@ -186,7 +203,7 @@ def measure(peer: Peer, tree: Path, place: Path, size: int, cold: bool) -> dict[
         times["verify"] = run(peer.verify, FILE=file, PLACE=output)
     with fresh_ext4(place, 2 * size + 2**30) as target:
         warm(output)
-        touch_memory()
+        ballast.take()
         times["restore"] = run(peer.restore, TREE=tree, FILE=file, TARGET=target, PLACE=target)
     remove(output)
     return times
@@ -228,13 +245,14 @@ def bench_set(name: str, tree: Path, place: Path, options: argparse.Namespace) -
     print(f"\n{name}: {files:,} entries, {size / 1e9:.2f} GB{cold}; medians of {options.rounds}; "
           f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     print("| | backup s | CPU s | ratio | restore s | CPU s | ratio | verify s | ratio |\n|" + "---|" * 9)
+    ballast = Ballast()
     for peer in options.peers:
         if options.cold and not PEERS[peer].backup:
             continue
         pairs = []
         for turn in range(options.rounds):
             names = ("asr", peer) if turn % 2 else (peer, "asr")
-            times = {name: measure(PEERS[name], tree, place, size, options.cold) for name in names}
+            times = {name: measure(PEERS[name], tree, place, size, options.cold, ballast) for name in names}
             pairs.append((times["asr"], times[peer]))
         print("| asr, in turns with |" + row([ours for ours, _ in pairs], None))
         print(f"| {peer} |" + row([theirs for _, theirs in pairs], [ours for ours, _ in pairs]), flush=True)
