@@ -55,6 +55,7 @@ import re
 import struct
 import tempfile
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -71,6 +72,7 @@ SKIPPABLE = 0x184D2A5A
 STDOUT = Path("/dev/stdout")
 FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
 MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
+_MAX_PACKED = MAX_FRAME + 2**20
 _TAIL_SIZE = 8 + 36
 _FLUSH = _AHEAD = 32 * 2**20
 _CHUNK = 2**20                 # of index text under one checksum
@@ -181,6 +183,8 @@ def _frame_record(place: Place) -> bytes:
 
 def _parse_frame_record(text: bytes) -> Place:
     seq, kind, place, packed, size, checksum, at, files, path = text.split(b" ", 8)
+    if int(packed) > _MAX_PACKED:
+        raise ValueError("a frame is larger than any can be")
     return Place(int(seq), kind.decode(), int(place), int(packed), int(size), int(checksum, 16), int(at), int(files),
                  path)
 
@@ -434,14 +438,22 @@ class Writer:
         self._output.write(_skippable(tail, struct.pack("<I", crc32(tail))))
 
 
+def _temporary_directory() -> str | None:
+    """For files that may be large: /tmp lies in memory on many systems. None: where the user's environment says."""
+    return "/var/tmp" if "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK | os.X_OK) else None
+
+
 class Spool:
     """Bytes that wait in an unnamed temporary file, in zstd frames of about 1 MiB."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="asr-")       # noqa: SIM115 - it lives as long as the Spool
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=_temporary_directory())      # noqa: SIM115 - lives as long
         self._pending: list[bytes] = []
         self._size = 0
         self.flushed = 0                       # bytes that are in the file
+
+    def __bool__(self) -> bool:
+        return bool(self._size or self.flushed)
 
     def add(self, data: bytes) -> None:
         self._pending.append(data)
@@ -452,7 +464,11 @@ class Spool:
     def flush(self) -> int:
         """All that was added is in the file; its bytes."""
         if self._size:
-            self.flushed += self._file.write(pack(b"".join(self._pending), 1))
+            try:
+                self.flushed += self._file.write(pack(b"".join(self._pending), 1))
+                self._file.flush()             # else an error would come later, from anywhere
+            except OSError as error:
+                raise OSError(error.errno, f"A temporary file could not be written: {error.strerror}") from error
             self._pending, self._size = [], 0
         return self.flushed
 
@@ -678,7 +694,18 @@ class Index:
         return -1
 
     def _candidates(self) -> Iterator[int]:
-        yield from at_end(self._volumes) or (place for place, _ in self._search(INDEX))
+        yield from at_end(self._volumes) or (
+            place for place, size in self._search(INDEX) if self._end_of_frames(place) in (place, place - size))
+
+    def _end_of_frames(self, place: int) -> int:
+        """Where the frames end by the index at a place; elsewhere than at an index if it is the one of a backup that
+        lies in this one, as a file. -1 if it can't be read."""
+        try:
+            text, = deque(self._chunks(self._parts(place)[0]), 1)
+            last = _parse_frame_record(text.split(b"\0")[-2])
+        except (*_NO_INDEX, IndexError):
+            return -1
+        return last.place + last.packed + len(_description(last))
 
     def _parts(self, place: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(place, bytes) of an index's table and of its members."""
@@ -721,7 +748,7 @@ class Index:
 
     def _scan(self) -> Iterator[Place]:
         """The frames by their descriptions: what is left when the index is lost."""
-        last = -1
+        last, least = -1, self._volumes.size
         for place, size in self._search(FRAME):
             try:
                 data = self._volumes.read(place + 16, min(size, 2**17) - 16)
@@ -730,6 +757,9 @@ class Index:
                 frame = _parse_frame_record(data[4:].removesuffix(b"\0"))
             except ValueError:
                 continue
-            if place > last:                   # one that lies where two searches overlap is found twice
-                last = place
+            # One that lies where two searches overlap is found twice. Where bytes are missing, what follows is nearer
+            # to the start than it says; one that is farther belongs to a backup that lies in this one, as a file.
+            shift = place - frame.packed - frame.place
+            if place > last and shift <= least:
+                last, least = place, shift
                 yield frame._replace(place=place - frame.packed)

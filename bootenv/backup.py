@@ -4,17 +4,20 @@ Worker processes read, compress, unpack and write (collect.py, extract.py); this
 order, and what becomes of it. No layout, ASR disk or root is needed: any tree can be packed and extracted.
 """
 
+import errno
 import os
 import re
+import sqlite3
 import stat
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -48,6 +51,7 @@ from bootenv.collect import (
     changed,
     extents_of,
     flags_of,
+    identity,
     open_file,
     unread,
     xattrs_of,
@@ -63,7 +67,10 @@ from bootenv.member import Member, Placement, decode, encode, from_stat
 LEVELS = (1, 3, 5, 7)          # of zstd; above, a worker's tables would take more memory than it may
 _SECONDS_OF_LEVEL = 1.0        # until it is looked at again
 _NEAR, _MOST_WAITING = 16 * 2**20, 64      # bytes of the backup, pieces: of one large file while another is begun
+_MOST_DIRECTORIES = 2**16      # that are held in memory until they are read
+_FILES = 64                    # of several names, that a worker is told of at a time
 _AHEAD = 8 * PIECE             # bytes of a large file that are on their way into memory before they are asked for
+_MOST_FRAMES = 2**27          # of a backup, that are remembered; of 1 MiB, 128 TiB
 _FIRST_MOST = 4 * 2**20       # the first member is small; a reader that believed any size could be made to run out
 _SECONDS_OF_SILENCE = 2.0      # until it is said that the destination is what all wait for
 _SECONDS_OF_PATIENCE = 120.0   # for one frame; then the destination counts as gone
@@ -78,7 +85,7 @@ PSEUDO = frozenset((
 _FOREIGN = frozenset(("exfat", "msdos", "ntfs", "ntfs3", "vfat"))
 
 INDEX = "the backup's index"           # named among what is damaged, and no file
-_ITSELF = "It is the backup that was being made."
+_ALONE = "It was another name of {}, which changed meanwhile; it comes back as a file of its own."
 _NAMELESS = "A part of the backup is damaged, and the index that names its files is lost, too."
 _OTHER = "Another file system is mounted there; it is not in this backup."
 
@@ -97,6 +104,47 @@ class Selection:
 
     files: int                 # all but directories, each name of a hard link
     bytes: int                 # of content that is to be stored
+
+
+class _Names:
+    """Of files that have several names, the first that came by, until all have.
+
+    In a table on the disk, of which little is held in memory: a system may hold millions of such files, above all one
+    that keeps copies of others. Raises OSError when there is no room for it.
+    """
+
+    def __init__(self) -> None:
+        # Without a name it is a temporary file. What is done is never undone, so it needs no journal.
+        self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._do("PRAGMA journal_mode = OFF")
+        self._do("CREATE TABLE files (inode BLOB PRIMARY KEY, name BLOB, state BLOB, still INTEGER) WITHOUT ROWID")
+        self._do("BEGIN")
+
+    def _do(self, statement: str, *values: object) -> tuple | None:
+        try:
+            return self._table.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise OSError(errno.ENOSPC, f"A temporary file could not be written: {error}") from error
+
+    def first(self, inode: bytes, name: bytes, names: int, size: int, mtime: int) -> tuple[bytes | None, bytes]:
+        """A file's first name, None if this one, of so many, is the first; and whose other name it may have been.
+
+        One that has another size or time may be another file: names can go before they come by, and the inode is given
+        to the next.
+        """
+        state = b"%d %d" % (size, mtime)
+        first, known, still = self._do("SELECT name, state, still FROM files WHERE inode = ?", inode) or (b"", b"", 0)
+        if known != state:
+            self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", inode, name, state, names - 1)
+            return None, first
+        if still > 1:
+            self._do("UPDATE files SET still = ? WHERE inode = ?", still - 1, inode)
+        else:                                  # all its names have come by
+            self._do("DELETE FROM files WHERE inode = ?", inode)
+        return first, b""
+
+    def close(self) -> None:
+        self._table.close()
 
 
 class _Pace:
@@ -118,20 +166,19 @@ class _Pace:
 def select(sources: Sequence[Source], *, exclude: Sequence[str] = (), include: Sequence[str] = (),
            caches: bool = True) -> Generator[Progress, None, Selection]:
     """Count what write_backup() would store of the sources; returns the Selection."""
-    reading = _reading(sources, b"", {}, exclude, include, caches)
+    reading = _reading(sources, b"", exclude, include, caches)
     pace = _Pace()
     files = size = 0
-    seen: set[tuple[int, int]] = set()
-    for tree, status, name in _walk(reading):
-        files += 1
-        if (status.st_dev, status.st_ino) in reading.swaps:
-            continue
-        if status.st_nlink < 2 or (status.st_dev, status.st_ino) not in seen:
-            size += min(status.st_size, status.st_blocks * 512)
-        if status.st_nlink > 1:
-            seen.add((status.st_dev, status.st_ino))
-        if pace.due():
-            yield Progress("Counting files...", done=size, item=os.fsdecode(tree.name(name)), files=files)
+    with closing(_Names()) as names:
+        for tree, status, name in _walk(reading):
+            files += 1
+            if (status.st_dev, status.st_ino) in reading.swaps:
+                continue
+            if status.st_nlink < 2 or names.first(
+                    identity(status), b"", status.st_nlink, status.st_size, status.st_mtime_ns)[0] is None:
+                size += min(status.st_size, status.st_blocks * 512)
+            if pace.due():
+                yield Progress("Counting files...", done=size, item=os.fsdecode(tree.name(name)), files=files)
     yield Progress("Counting files...", done=size, total=size, files=files, total_files=files)
     return Selection(files, size)
 
@@ -163,15 +210,19 @@ def _walk(reading: Reading) -> Iterator[tuple[Tree, os.stat_result, bytes]]:
         directories.close()
 
 
-def _reading(sources: Sequence[Source], first: bytes, left_out: dict[tuple[int, int], str],
-             exclude: Sequence[str], include: Sequence[str], caches: bool) -> Reading:
+def _reading(sources: Sequence[Source], first: bytes, exclude: Sequence[str], include: Sequence[str], caches: bool,
+             output: Output | None = None) -> Reading:
     """What the workers are told."""
     trees = tuple(Tree(os.path.realpath(os.fsencode(s.directory)), os.fsencode(s.prefix.strip("/"))) for s in sources)
     mounts = frozenset(tree.name(path) for tree in trees for path, _ in _mounts_below(tree.directory))
     # What lies hidden below another source's mount point has that source's names: it must not replace its files.
     mounts |= {tree.prefix for tree in trees if tree.prefix}
     swaps = frozenset(_swap_files(trees))
-    return Reading(trees, first, mounts, left_out, swaps, tuple(exclude), tuple(include), caches)
+    folder = name = b""
+    if output and output.parts:
+        folder, name = identity(os.stat(output.destination.parent)), os.fsencode(output.destination.name)
+    left_out = frozenset((output.inode(),)) if output else frozenset()
+    return Reading(trees, first, mounts, left_out, folder, name, swaps, tuple(exclude), tuple(include), caches)
 
 
 def _mounts_below(directory: bytes) -> Iterator[tuple[bytes, str]]:
@@ -239,8 +290,7 @@ def write_backup(destination: Path, sources: Sequence[Source], first: tuple[str,
     """
     output = Output(destination, volume_size)
     try:
-        left_out = {output.inode(): _ITSELF}
-        reading = _reading(sources, os.fsencode(first[0]) if first else b"", left_out, exclude, include, caches)
+        reading = _reading(sources, os.fsencode(first[0]) if first else b"", exclude, include, caches, output)
         yield from _mounted_elsewhere(reading)
         with Crew("bootenv.collect:work", astuple(reading), workers) as crew, \
                 closing(_Writing(reading, crew, output, selection or Selection(0, 0), level)) as writing:
@@ -269,6 +319,7 @@ class _Large(NamedTuple):
     fd: int
     status: os.stat_result
     archived: bytes
+    why: str                   # what could not be read of its attributes
 
 
 class _Pump:
@@ -330,15 +381,20 @@ class _Writing:
         self._files = self._bytes = 0
         self._unanswered = 0
         self._directories: list[list[bytes]] = [[b""] for _ in reading.trees]       # of each tree, still to be read
+        self._later = Spool()                  # rows of those for which there was no room in these lists
+        self._next_later: Iterator[tuple[int, bytes, bytes, bytes]] = iter(())
         self._tasks: deque[Task] = deque()
-        self._large: list[tuple[int, bytes]] = []
-        self._seen: dict[tuple[int, int], list] = {}       # path in the backup, and names still to come
+        self._names = _Names()
+        # Rows, see _row(): files of several names, those larger than a frame, the other names.
+        self._several = Spool()
+        self._large = Spool()
         self._links = Spool()
         self._again = Spool()
         self._lost: set[bytes] = set()
         self._ends: dict[int, _Large] = {}     # by the number of a large file's last piece
         self._held: dict[int, Message] = {}    # pieces that came before their turn
-        self._next = 0                         # the piece to be written next
+        self._number = 0                       # of the piece to be read next
+        self._next = 0                         # of the piece to be written next
         self._unread: list[Difference] = []    # large files that couldn't be opened
         self._excluded: Counter[str] = Counter()           # names that a pattern left out
         self._told = b""                       # the large file of which a difference was told
@@ -347,6 +403,7 @@ class _Writing:
         """What is read may be unmounted next, also when this ends early."""
         for large in self._ends.values():
             os.close(large.fd)
+        self._names.close()
         self._pump.close()
 
     def _write(self, do: Callable[[], None]) -> Iterator[Progress]:
@@ -365,11 +422,11 @@ class _Writing:
             yield from self._write(partial(self._writer.add, _first_frame(*first)))
         for value, block in self._crew.run(self._walking()):
             yield from self._take(value, block)
+        for value, block in self._crew.run(self._files_of_several_names()):
+            yield from self._take(value, block)
         for value, block in self._crew.each(("flush", self._level)):
             yield from self._take(value, block)
-        for value, block in self._crew.run(self._pieces()):
-            yield from self._take_piece(value, block)
-        yield from self._unread
+        yield from self._add_large()
         for pattern, count in sorted(self._excluded.items()):
             yield Difference(pattern, f"{LISTED.get(pattern, ASKED)} ({count:,} name{'s' * (count != 1)})")
         with closing(Collector(self._reading)) as collector:       # closed: what it reads is unmounted next
@@ -382,7 +439,7 @@ class _Writing:
     # Small files
 
     def _walking(self) -> Iterator[Task | None]:
-        while self._tasks or any(self._directories) or self._unanswered:
+        while self._tasks or self._has_directories() or self._unanswered:
             if self._tasks:
                 self._unanswered += 1
                 yield self._tasks.popleft()
@@ -391,6 +448,25 @@ class _Writing:
                 yield self._walk_task()
             else:
                 yield None
+
+    def _has_directories(self) -> bool:
+        """Are there some to be read next? Brings those that wait, when no other is left."""
+        while not any(self._directories):
+            for tree, path, *_ in islice(self._next_later, _MOST_DIRECTORIES // 2):
+                self._directories[tree].append(path)
+            if not any(self._directories):
+                if not self._later:
+                    return False
+                self._next_later, self._later = _rows(self._later), Spool()
+        return True
+
+    def _add_directories_to_read(self, tree: int, paths: list[bytes]) -> None:
+        known = self._directories[tree]
+        known += paths
+        if len(known) > _MOST_DIRECTORIES:
+            for path in known[:_MOST_DIRECTORIES // 2]:
+                self._later.add(_row(tree, path))
+            del known[:_MOST_DIRECTORIES // 2]
 
     def _walk_task(self) -> Task:
         # The newest first: that keeps neighbours together and the list short. A share of what is there, so that
@@ -417,29 +493,32 @@ class _Writing:
             answered, tree, directories, linked, large, lost, differences, excluded = rest
             self._unanswered -= answered
             self._excluded.update(excluded)
-            self._directories[tree] += directories
-            self._large += [(tree, path) for path in large]
+            self._add_directories_to_read(tree, directories)
+            for path, inode in large:
+                self._large.add(_row(tree, path, inode))
             self._lost.update(lost)
             for link in linked:
-                self._linked(tree, *link)
+                yield from self._linked(tree, *link)
             for path, why in differences:
                 yield Difference(os.fsdecode(path), why)
 
-    def _linked(self, tree: int, path: bytes, device: int, inode: int, names: int, size: int) -> None:
+    def _linked(self, tree: int, path: bytes, inode: bytes, names: int, size: int, mtime: int) -> Iterator[Difference]:
         """The first name of a file is the file, the others are links to it."""
         archived = self._reading.trees[tree].name(path)
-        seen = self._seen.get((device, inode))
-        if seen is None:
-            self._seen[device, inode] = [archived, names - 1]
-            if size > PIECE:
-                self._large.append((tree, path))
-            else:
-                self._tasks.append(("file", self._level, tree, path))
-            return
-        self._links.add(b"%d\0%b\0%b\0" % (tree, path, seen[0]))
-        seen[1] -= 1
-        if not seen[1]:
-            del self._seen[device, inode]      # all its names have come by
+        first, other = self._names.first(inode, archived, names, size, mtime)
+        if other:
+            yield Difference(os.fsdecode(archived), _ALONE.format(os.fsdecode(other)))
+        if first is not None:
+            self._links.add(_row(tree, path, inode, first))
+        elif size > PIECE:
+            self._large.add(_row(tree, path, inode))
+        else:
+            self._several.add(_row(tree, path, inode))
+
+    def _files_of_several_names(self) -> Iterator[Task]:
+        for tree, rows in groupby(_rows(self._several), key=itemgetter(0)):
+            while files := [(path, inode) for _, path, inode, _ in islice(rows, _FILES)]:
+                yield ("files", self._level, tree, files)
 
     def _progress(self, item: bytes) -> Iterator[Progress]:
         self._adapt_level()
@@ -450,7 +529,7 @@ class _Writing:
     def _adapt_level(self) -> None:
         since, waited = self._level_since
         now = time.monotonic()
-        if any(self._directories) or self._tasks or self._large:
+        if any(self._directories) or self._tasks or self._ends:
             self._crew.grow()
         if self._adapts and now - since >= _SECONDS_OF_LEVEL:
             self._level = next_level(self._level, (self._output.seconds - waited) / (now - since))
@@ -458,42 +537,56 @@ class _Writing:
 
     # Large files
 
+    def _add_large(self) -> Iterator[Event]:
+        for value, block in self._crew.run(self._pieces()):
+            yield from self._take_piece(value, block)
+        yield from self._unread
+        self._unread = []
+
     def _pieces(self) -> Iterator[Task | None]:
-        number = 0
-        for tree, path in self._large:
+        found, self._large = self._large, Spool()
+        for tree, path, inode, _ in _rows(found):
             archived = self._reading.trees[tree].name(path)
             try:
-                large, member = self._open_large(tree, path, archived)
+                large, member = self._open_large(tree, path, archived, inode)
             except OSError as error:
                 self._lost.add(archived)
                 self._unread.append(Difference(os.fsdecode(archived), unread(error)))
                 continue
             placement = Placement(member)
             source = b"/proc/%d/fd/%d" % (os.getpid(), large.fd)
-            first = number
-            self._ends[number + max(placement.stored - 1, 0) // PIECE] = large
+            first = self._number
+            self._ends[first + max(placement.stored - 1, 0) // PIECE] = large
             for at in range(0, max(placement.stored, 1), PIECE):
                 end = min(at + PIECE, placement.stored)
                 if at % _AHEAD == 0:
                     os.posix_fadvise(large.fd, at + (at and _AHEAD), _AHEAD + (0 if at else _AHEAD),
                                      os.POSIX_FADV_WILLNEED)
                 last = end == placement.stored
-                while number - self._next > len(self._crew) + 2:
+                while self._number - self._next > len(self._crew) + 2:
                     yield None                 # one is late: don't fill the memory with those behind it
-                yield ("piece", self._level, number, first, source, b"" if at else encode(member),
+                yield ("piece", self._level, self._number, first, source, b"" if at else encode(member),
                        placement.between(at, end), at, member.size, last, archived)
-                number += 1
+                self._number += 1
 
-    def _open_large(self, tree: int, path: bytes, archived: bytes) -> tuple[_Large, Member]:
+    def _open_large(self, tree: int, path: bytes, archived: bytes, inode: bytes) -> tuple[_Large, Member]:
         parent, _, name = path.rpartition(b"/")
         directories = Directories(self._reading.trees[tree].directory)
         try:
             fd = open_file(name, directories.open(parent))
         finally:
             directories.close()
-        status = os.fstat(fd)
-        extents = extents_of(fd, status) if status.st_blocks * 512 < status.st_size else None
-        return _Large(fd, status, archived), from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or (inode and inode != identity(status)):
+                raise OSError(errno.ENXIO, "replaced")
+            extents = extents_of(fd, status) if status.st_blocks * 512 < status.st_size else None
+            xattrs, why = xattrs_of(fd)
+            return (_Large(fd, status, archived, why),
+                    from_stat(archived, status, xattrs, flags_of(fd), extents))
+        except BaseException:
+            os.close(fd)
+            raise
 
     def _take_piece(self, value: tuple, block: Block) -> Iterator[Event]:
         """Write the pieces in their order."""
@@ -512,8 +605,7 @@ class _Writing:
         self._files += not at
         large = self._ends.pop(number, None)
         if large:
-            if changed(large.status, os.fstat(large.fd)):
-                why = why or CHANGED
+            why = why or large.why or (CHANGED if changed(large.status, large.fd) else "")
             os.close(large.fd)
         if why and archived != self._told:
             self._told = archived
@@ -525,12 +617,14 @@ class _Writing:
     def _add_links(self, collector: Collector) -> Iterator[Event]:
         batch = Batch("h")
         instead: dict[bytes, bytes] = {}       # a file that was lost, and the name that it was read by after all
-        for tree, path, target in _triples(self._links):
+        for tree, path, inode, target in _rows(self._links):
             archived = self._reading.trees[tree].name(path)
             if target in self._lost and target not in instead:
                 before = len(self._lost)
-                for value, block in (*collector(("file", self._level, tree, path)), *collector(("flush", self._level))):
-                    yield from self._take(value, block)
+                for task in (("files", self._level, tree, [(path, inode)]), ("flush", self._level)):
+                    for value, block in collector(task):
+                        yield from self._take(value, block)
+                yield from self._add_large()
                 if len(self._lost) == before:
                     instead[target] = archived
                 continue
@@ -555,11 +649,16 @@ def next_level(level: int, waiting: float) -> int:
     return LEVELS[max(at - 1, 0)] if waiting < 0.3 else level
 
 
-def _triples(spool: Spool) -> Iterator[tuple[int, bytes, bytes]]:
+def _row(tree: int, path: bytes, inode: bytes = b"", target: bytes = b"") -> bytes:
+    """What waits for its turn. inode: its identity, if it has several names; target: of another name, the first."""
+    return b"%d\0%b\0%b\0%b\0" % (tree, path, inode, target)
+
+
+def _rows(spool: Spool) -> Iterator[tuple[int, bytes, bytes, bytes]]:
     for text in spool.unpacked():
         fields = iter(text.split(b"\0")[:-1])
-        for tree, path, target in zip(fields, fields, fields, strict=True):
-            yield int(tree), path, target
+        for tree, path, inode, target in zip(fields, fields, fields, fields, strict=True):
+            yield int(tree), path, inode, target
 
 
 def _first_frame(name: str, content: bytes) -> Frame:
@@ -759,35 +858,69 @@ def _as_stored(name: str) -> bytes:
     return b"/".join(part for part in os.fsencode(name).split(b"/") if part not in (b"", b"."))
 
 
+class _Seqs:
+    """Frames' numbers, a byte for each: a backup of many TB has millions."""
+
+    def __init__(self) -> None:
+        self._has = bytearray()
+
+    def add(self, first: int, last: int) -> None:
+        """From the first to the last; what no backup could have is not remembered."""
+        first, end = max(first, 0), min(last + 1, _MOST_FRAMES)
+        if end <= first:
+            return
+        if len(self._has) < end:
+            self._has.extend(bytes(max(end, 2 * len(self._has)) - len(self._has)))
+        self._has[first:end] = b"\1" * (end - first)
+
+    def __contains__(self, seq: int) -> bool:
+        return 0 <= seq < len(self._has) and bool(self._has[seq])
+
+
 class _Journal:
-    """Which frames are restored and on the disk for good: their numbers, after a line that names the backup."""
+    """Which frames are restored and on the disk for good: their first and last, after a line that names the backup."""
 
     def __init__(self, path: Path | None, index: Index):
         self._path = path
         self._head = "".join(f"{place.checksum:08x}{place.packed}" for place in islice(index.frames(), 2)) + "\n"
-        self._new: list[int] = []
+        self._new: list[str] = []
         self._next = time.monotonic() + _SECONDS_OF_JOURNAL
-        self.done: frozenset[int] = frozenset()
+        self.done = _Seqs()
         if path:
             try:
-                with open(path) as lines:
-                    if next(lines, "") == self._head:
-                        self.done = frozenset(int(line) for line in lines if line.endswith("\n"))
-            except (FileNotFoundError, ValueError):      # ValueError: a power cut left garbage
-                pass
-            if not self.done:
-                path.write_text(self._head)
+                self.done = self._read(path)
+            except OSError:                    # it saves time after an interruption, and the restore can do without
+                self._path = None
 
-    def add(self, seqs: Iterable[int]) -> None:
+    def _read(self, path: Path) -> _Seqs:
+        done = _Seqs()
+        try:
+            with open(path) as lines:
+                if next(lines, "") == self._head:
+                    for line in lines:
+                        if line.endswith("\n"):
+                            first, last = line.split()
+                            done.add(int(first), int(last))
+                    return done
+        except (FileNotFoundError, ValueError):          # ValueError: a power cut left garbage
+            pass
+        path.write_text(self._head)
+        return _Seqs()
+
+    def add(self, first: int, last: int) -> None:
+        """All frames from the first to the last are restored."""
         if not self._path:
             return
-        self._new += seqs
+        self._new.append(f"{first} {last}\n")
         if time.monotonic() >= self._next:
             os.sync()                          # the files first: what is in here isn't looked at again
-            with open(self._path, "a") as file:
-                file.write("".join(f"{seq}\n" for seq in self._new))
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with open(self._path, "a") as file:
+                    file.write("".join(self._new))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                self._path = None
             self._new = []
             self._next = time.monotonic() + _SECONDS_OF_JOURNAL
 
@@ -799,9 +932,10 @@ class _Growing:
     member: Member
     placement: Placement
     left: int                  # stored bytes still to come
-    seqs: list[int]            # its frames so far
+    last: int                  # the number of its last frame so far
     in_work: int = 0           # pieces that workers have in hand
     damaged: bool = False
+    differs: bool = False      # something of it could not be made as it was
 
 
 class _Restoring:
@@ -816,17 +950,25 @@ class _Restoring:
         self._journal = journal
         self._pace = _Pace()
         self._missing = set(only) if index.whole else set()
-        self._wanted = self._frames_of(only) if only and index.whole else None
-        self._other_names = self._find_other_names(only) if only else {}
+        self._wanted: _Seqs | None = None      # all frames, if None
+        if only and index.whole:
+            self._wanted = _Seqs()
+            self._want(self._wanted, only)
+        self._other_names: dict[bytes, bytes] = {}         # of files that are wanted by later names only
+        self._names_in: dict[int, dict[bytes, bytes]] = {}  # of these, the ones in a frame
+        if only:
+            self._find_other_names(only)
         self._stored_names = {other: stored for stored, other in self._other_names.items()}
-        if self._wanted is not None and self._other_names:
-            self._wanted |= self._frames_of(tuple(self._other_names), below=False)
+        if self._wanted is not None:
+            for seq, path in self._holding(self._other_names):
+                self._wanted.add(seq, seq)
+                self._names_in.setdefault(seq, {})[path] = self._other_names[path]
         self._total = sum(place.size for place in self._frames("m+h"))
         self._total_files = sum(place.files for place in self._frames("m+h"))
         self._done = self._files = 0
         self._unanswered: set[int] = set()     # frames in work
         self._growing: dict[int, _Growing] = {}            # by the number of their first frame
-        self._heads: dict[bytes, int] = {}     # a large file's path, and that number
+        self._heads: dict[int, int] = {}       # a piece in work, and that number
         self._damaged: dict[int, Place] = {}
         self._flags: list[tuple[bytes, str]] = []
         self._others = False
@@ -856,7 +998,7 @@ class _Restoring:
                 for (_, _, place, _, large, _, news), _ in self._crew.each(("rest",)):
                     self._remember(News(*news))
                     if large:
-                        self._begin(Place(*place), Member(*large))
+                        self._begin(Place(*place), *large)
         finally:                               # Ctrl+C once more
             for growing in self._growing.values():
                 self._extractor.remove(growing.member.path)
@@ -899,29 +1041,33 @@ class _Restoring:
             yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         yield Progress("Restoring files...", self._total, self._total, "", "", self._total_files, self._total_files)
 
-    def _frames_of(self, only: tuple[bytes, ...], below: bool = True) -> set[int]:
+    def _want(self, wanted: _Seqs, only: tuple[bytes, ...]) -> None:
         """The frames that hold these paths, or what is below them."""
-        found = set()
         needles = [b" " + path + end for path in only for end in (b"\0", b"/")]
         for seq, text in self._index.groups():
             if b"" not in only and not any(needle in text + b"\0" for needle in needles):
                 continue                       # most are looked at no closer
             for record in parse_records(text):
-                if is_wanted(record.path, only) if below else record.path in only:
-                    found.add(seq)
+                if is_wanted(record.path, only):
+                    wanted.add(seq, seq)
                     self._missing -= {path for path in self._missing if is_wanted(record.path, (path,))}
-        return found
 
-    def _find_other_names(self, only: tuple[bytes, ...]) -> dict[bytes, bytes]:
+    def _holding(self, paths: Collection[bytes]) -> Iterator[tuple[int, bytes]]:
+        """Which of these paths a frame holds, and its number; of all frames."""
+        for seq, records in self._index.members() if paths else ():
+            for record in records:
+                if record.path in paths:
+                    yield seq, record.path
+
+    def _find_other_names(self, only: tuple[bytes, ...]) -> None:
         """Of files that are wanted by later names only: the one that the backup has it under, and the first wanted."""
-        found: dict[bytes, bytes] = {}
         for place in self._frames("h"):
             with suppress(DamagedFrame):       # the links in it that can be saved say what they lack
                 data = unpack(self._volumes.read(place.place, place.packed), place)
                 for member, _ in self._extractor.members(data):
                     if member.kind == "h" and not is_wanted(member.link, only):
-                        found.setdefault(member.link, member.path)
-        return found
+                        other = self._other_names.setdefault(member.link, member.path)
+                        self._names_in.setdefault(place.seq, {})[member.link] = other
 
     def _frames(self, kinds: str) -> Iterator[Place]:
         for place in self._index.frames():
@@ -974,18 +1120,22 @@ class _Restoring:
         # Without an index a frame may be missing, and then this is the piece of some other file.
         if growing and place.path in (b"", growing.member.path, self._stored_names.get(growing.member.path)):
             growing.in_work += 1
+            self._heads[place.seq] = head
             end = min(place.at + place.size, growing.placement.stored)
             yield ("piece", tuple(place), growing.member.path, growing.placement.between(place.at, end))
 
     def _frame_task(self, place: Place, records: bytes | None = None) -> Task:
         lost = frozenset(self._lost) if place.kind == "h" else ()
-        return ("frame", tuple(place), records, self._other_names, lost)
+        # Without the index nobody knows which frame has which.
+        names = self._names_in.get(place.seq, {}) if self._index.whole else self._other_names
+        return ("frame", tuple(place), records, names, lost)
 
     def _take(self, value: tuple) -> Iterator[Event]:
         _, kind, place, item, large, damaged, told = value
         place, news = Place(*place), News(*told)
         if large:
-            self._begin(place, Member(*large))
+            self._begin(place, *large)
+            self._growing[place.seq].differs = bool(news.differences)
         yield from self._tell(news)
         if news.full:
             raise TargetFull(news.full[0])
@@ -995,9 +1145,9 @@ class _Restoring:
             self._volumes.check_there()        # what a disk that was pulled out can't give is not damaged
             self._damaged[place.seq] = place
         if kind == "frame" and not (large or damaged or news.differences or news.flags):
-            self._journal.add((place.seq,))
+            self._journal.add(place.seq, place.seq)
         if kind == "piece":
-            self._grow(place, item, damaged)
+            self._grow(place, damaged)
         self._unanswered.discard(place.seq)
         yield from self._tell(self._extractor.news())
         if self._pace.due():
@@ -1024,24 +1174,24 @@ class _Restoring:
 
     # Large files
 
-    def _begin(self, place: Place, member: Member) -> None:
-        placement = Placement(member)
-        head = place.size - len(encode(member))
-        self._growing[place.seq] = _Growing(member, placement, placement.stored - head, [place.seq])
-        self._heads[member.path] = place.seq
+    def _begin(self, place: Place, member: tuple, stored: int) -> None:
+        """stored: bytes of its content that came with its head."""
+        placement = Placement(Member(*member))
+        self._growing[place.seq] = _Growing(Member(*member), placement, placement.stored - stored, place.seq)
 
-    def _grow(self, place: Place, path: bytes, damaged: bool) -> None:
-        seq = self._heads[path]
+    def _grow(self, place: Place, damaged: bool) -> None:
+        seq = self._heads.pop(place.seq)
         growing = self._growing[seq]
         growing.in_work -= 1
         growing.left -= min(place.size, growing.placement.stored - place.at)
         growing.damaged |= damaged
-        growing.seqs.append(place.seq)
-        if not growing.left and not growing.damaged and path not in self._lost:
+        growing.last = max(growing.last, place.seq)
+        if not growing.left and not growing.damaged and growing.member.path not in self._lost:
             self._extractor.finish(growing.member)
-            if not growing.member.flags:
-                self._journal.add(growing.seqs)
-            del self._growing[seq], self._heads[path]
+            # What differs is made and told again by another run.
+            if not (growing.member.flags or growing.differs or self._extractor.differences):
+                self._journal.add(seq, growing.last)
+            del self._growing[seq]
 
     def _give_up_incomplete(self) -> Iterator[Event]:
         while self._growing:
@@ -1070,7 +1220,8 @@ class _Restoring:
         for kinds in ("d", "m", "d"):
             self._damaged = {}
             if kinds == "m" and self._made and self._wanted is not None:
-                self._wanted |= self._frames_of(tuple(self._made), below=False)
+                for seq, _ in self._holding(self._made):
+                    self._wanted.add(seq, seq)
             also, tell = frozenset(self._made), frozenset(self._taken if self._anywhere else ())
             for value, _ in self._crew.run(("directories", tuple(place), also, tell) for place in self._frames(kinds)):
                 yield from self._take(value)

@@ -8,9 +8,10 @@ costs that file alone.
 import errno
 import fcntl
 import os
+import re
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -37,12 +38,15 @@ CHANGED = "It changed while it was read; the backup holds what was read."
 LOST = ("It cannot be read", "Not all of it can be read")      # how the sentences about what is missing begin
 REPLACED = "It was replaced by something else while the backup was made."
 SWAP = "The pages in a swap file are not backed up; it comes back empty."
+ITSELF = "It is the backup that was being made."
 SOCKET = "A socket is made anew by its program; it is not in the backup."
 
 # O_NONBLOCK: a name that becomes a fifo must not stop the backup. O_NOATIME: reading must leave no trace.
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _GETFLAGS = 0x80006601 | struct.calcsize("l") << 16        # FS_IOC_GETFLAGS is _IOR('f', 1, long)
 _NO_FLAGS = bytes(8)
+# The file system has none; removed meanwhile; not for this user to read.
+_NO_XATTRS = (errno.ENOTSUP, errno.ENOSYS, errno.ENODATA, errno.ENOENT, errno.EACCES, errno.EPERM)
 _ZEROS = bytes(BLOCK)
 _ENCODING = sys.getfilesystemencoding()
 
@@ -66,7 +70,9 @@ class Reading:
     trees: tuple[Tree, ...]
     first: bytes                                       # path in the backup of the caller's member, b"" for none
     mounts: frozenset[bytes]                           # paths in the backup where another file system begins
-    left_out: Mapping[tuple[int, int], str]            # device and inode, and why: the backup itself
+    left_out: frozenset[tuple[int, int]]               # device and inode of the backup itself
+    folder: bytes = b""                                # identity of the directory where it is made, and its name:
+    name: bytes = b""                                  # it may get more volumes
     swaps: frozenset[tuple[int, int]] = frozenset()    # device and inode of swap files: only their headers are kept
     exclude: tuple[str, ...] = ()                      # patterns, see exclude.py
     include: tuple[str, ...] = ()
@@ -85,20 +91,29 @@ def open_file(name: bytes, directory: int) -> int:
         return os.open(name, _OPEN, dir_fd=directory)
 
 
-def xattrs_of(file: int | bytes) -> tuple[tuple[str, bytes], ...]:
-    """Every extended attribute that can be read, ACLs among them; of a descriptor, or of a path not followed."""
+def xattrs_of(file: int | bytes) -> tuple[tuple[tuple[str, bytes], ...], str]:
+    """Every extended attribute that can be read, ACLs among them, and why some can't, "" if none.
+
+    Of a descriptor, or of a path not followed.
+    """
     follow = isinstance(file, int)
-    try:
-        names = os.listxattr(file, follow_symlinks=follow)
-    except OSError:                            # the file system has none
-        return ()
     found = []
-    for name in sorted(names):
-        try:
-            found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
-        except OSError:                        # removed meanwhile, or not for this user to read
-            continue
-    return tuple(found)
+    why = ""
+    try:
+        for name in sorted(os.listxattr(file, follow_symlinks=follow)):
+            try:
+                found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
+            except OSError as error:
+                why = why or _unread_xattrs(error)
+    except OSError as error:
+        why = _unread_xattrs(error)
+    return tuple(found), why
+
+
+def _unread_xattrs(error: OSError) -> str:
+    if error.errno in _NO_XATTRS:
+        return ""
+    return f"{LOST[1]} ({os.strerror(error.errno or errno.EIO)}): extended attributes are missing."
 
 
 def flags_of(fd: int) -> str:
@@ -129,6 +144,8 @@ def extents_of(fd: int, status: os.stat_result) -> tuple[Extent, ...] | None:
     at = 0
     while at < size:
         try:
+            if len(extents) >= 2 * MOST_EXTENTS:
+                extents = _fewer(extents)
             start = os.lseek(fd, at, os.SEEK_DATA)
             at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
@@ -192,8 +209,17 @@ def unread(error: OSError) -> str:
     return f"{LOST[0]}: {os.strerror(error.errno or errno.EIO)}."
 
 
-def changed(before: os.stat_result, after: os.stat_result) -> bool:
+def changed(before: os.stat_result, fd: int) -> bool:
+    try:
+        after = os.fstat(fd)
+    except OSError:                            # removed on a server, or that is gone: who knows what was read
+        return True
     return before.st_mtime_ns != after.st_mtime_ns or before.st_size != after.st_size
+
+
+def identity(status: os.stat_result) -> bytes:
+    """By which a file is known that has several names."""
+    return b"%d %d" % (status.st_dev, status.st_ino)
 
 
 # Members gathered into a frame
@@ -282,8 +308,8 @@ class Found:
     """What a task came upon that isn't for this worker alone to deal with."""
 
     directories: list[bytes]
-    linked: list[tuple[bytes, int, int, int, int]]     # path, device, inode, links, size: has several names
-    large: list[bytes]                         # more than a frame holds
+    linked: list[tuple[bytes, bytes, int, int, int]]   # has several names: path, identity, names, size, mtime (ns)
+    large: list[tuple[bytes, bytes]]           # more than a frame holds; identity, if it has several names
     lost: list[bytes]                          # several names, and this one can't be read
     differences: list[tuple[bytes, str]]
     excluded: dict[str, int]                   # a pattern, and how many names it left out
@@ -293,8 +319,8 @@ class Collector:
     """Reads directories of the trees into frames, as the tasks of backup.write_backup ask.
 
     Tasks, each with the level to compress at: ("walk", level, tree, directories), ("names", level, tree, directory,
-    names joined by NUL, each after the letter of its kind), ("file", level, tree, path) for one with several names,
-    ("piece", ...) and ("flush", level).
+    names joined by NUL, each after the letter of its kind), ("files", level, tree, paths with their identities) for
+    those with several names, ("piece", ...) and ("flush", level).
     """
 
     def __init__(self, reading: Reading):
@@ -303,6 +329,8 @@ class Collector:
         self._excluder = reading.excluder()
         self._caches = reading.caches
         self._left_out = reading.left_out
+        self._folder = reading.folder
+        self._volume = re.compile(re.escape(reading.name) + rb"(\.\d{3,})?\.part", re.DOTALL)
         self._swaps = reading.swaps
         self._noted = {inode for _, inode in (*reading.left_out, *reading.swaps)}
         self._mounts = reading.mounts
@@ -330,8 +358,10 @@ class Collector:
         elif kind == "names":
             yield from self._names(level, *rest)
         else:
-            self._one(*rest)
-            yield from self._flush_full(level)
+            tree, files = rest
+            for path, inode in files:
+                self._one(tree, path, inode)
+                yield from self._flush_full(level)
         yield self._report(rest[0])
 
     def _report(self, tree: int, last: bool = True) -> Message:
@@ -366,7 +396,10 @@ class Collector:
             below, archived = path and path + b"/", name and name + b"/"
             tagged = not self._caches and self._is_cache(directory, name)
             concerned = self._excluder.concerns(name)
+            own = self._folder and identity(os.fstat(directory)) == self._folder
             for entries in self._listed(directory, name):
+                if own:
+                    entries = [entry for entry in entries if not self._is_volume(archived, entry[0])]
                 if tagged:
                     entries = [entry for entry in entries if entry[0] == TAG]
                 if concerned:
@@ -413,7 +446,8 @@ class Collector:
                     self._entry(directory, name, below + name, archived + name, kind, fd)
                 yield from self._flush_full(level)
 
-    def _one(self, tree: int, path: bytes) -> None:
+    def _one(self, tree: int, path: bytes, inode: bytes) -> None:
+        """A file that is to be this one, for it has other names."""
         parent, _, name = path.rpartition(b"/")
         before = len(self._found.differences)
         try:
@@ -421,7 +455,7 @@ class Collector:
         except OSError as error:
             self._differs(self._trees[tree].name(path), unread(error))
         else:
-            self._entry(directory, name, path, self._trees[tree].name(path), b"?", alone=False)
+            self._entry(directory, name, path, self._trees[tree].name(path), b"?", inode=inode)
         if any(why != CHANGED for _, why in self._found.differences[before:]):
             self._found.lost.append(self._trees[tree].name(path))
 
@@ -431,6 +465,12 @@ class Collector:
             self._found.excluded[pattern] = self._found.excluded.get(pattern, 0) + 1
         return pattern is not None
 
+    def _is_volume(self, archived: bytes, name: bytes) -> bool:
+        if not self._volume.fullmatch(name):
+            return False
+        self._differs(archived + name, ITSELF)
+        return True
+
     def _is_cache(self, directory: int, name: bytes) -> bool:
         if not is_tag(directory) or self._excluder.is_included(name):
             return False
@@ -438,8 +478,10 @@ class Collector:
         return True
 
     def _directory(self, fd: int, name: bytes, path: bytes) -> None:
-        member = from_stat(name, os.fstat(fd), xattrs_of(fd), flags_of(fd))
-        head = self._batch.add(member)
+        xattrs, why = xattrs_of(fd)
+        head = self._batch.add(from_stat(name, os.fstat(fd), xattrs, flags_of(fd)))
+        if why:
+            self._differs(name, why)
         # Where another tree goes, its own root is what the directory is like once that is mounted.
         if not path or name not in self._prefixes:
             self._again.append(head)
@@ -456,7 +498,10 @@ class Collector:
 
     def _plain(self, fd: int, archived: bytes) -> bool:
         """The way of most files, all at once: True if this one is in the batch, and closed."""
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError:                        # _file() comes upon it again, and names it
+            return False
         size = status.st_size
         if (size > PIECE or status.st_nlink != 1 or status.st_blocks * 512 < size or not S_ISREG(status.st_mode)
                 or status.st_ino in self._noted or has_more(fd)):
@@ -465,7 +510,7 @@ class Collector:
         if not head:
             return False
         why = self._batch.add_file(head, archived, size, fd)
-        if size and not why and changed(status, os.fstat(fd)):
+        if size and not why and changed(status, fd):
             why = CHANGED
         if why:
             self._differs(archived, why)
@@ -473,56 +518,63 @@ class Collector:
         return True
 
     def _entry(self, directory: int, name: bytes, path: bytes, archived: bytes, kind: bytes, fd: int = -1,
-               alone: bool = True) -> None:
+               inode: bytes = b"") -> None:
         """fd: a file that is open already; it is closed.
 
-        alone: several names make it one for the main process, which knows the names that others found.
+        inode: what it is to be, by the main process, which knows the names that others found. Without, several names
+        make it one for the main process.
         """
         try:
             if kind == b"?":
                 kind = kind_of(os.lstat(name, dir_fd=directory)).encode()
             if kind == b"f":
-                self._file(fd if fd >= 0 else open_file(name, directory), path, archived, alone)
-            elif kind == b"d":
-                self._found.directories.append(path)
+                self._file(fd if fd >= 0 else open_file(name, directory), path, archived, inode)
+            elif kind != b"d":
+                self._special(directory, name, path, archived, inode)
+            elif inode:
+                self._differs(archived, REPLACED)
             else:
-                self._special(directory, name, path, archived, alone)
+                self._found.directories.append(path)
         except OSError as error:
             self._differs(archived, unread(error))
 
-    def _file(self, fd: int, path: bytes, archived: bytes, alone: bool) -> None:
+    def _file(self, fd: int, path: bytes, archived: bytes, inode: bytes) -> None:
         try:
             status = os.fstat(fd)
             if not S_ISREG(status.st_mode):
                 self._differs(archived, REPLACED)
-            elif self._elsewhere(status, path, archived, alone):
+            elif self._elsewhere(status, path, archived, inode):
                 pass
             elif (status.st_dev, status.st_ino) in self._swaps:
                 self._swap(fd, status, archived)
             elif status.st_size > PIECE:
-                self._found.large.append(path)
+                self._found.large.append((path, inode))
             else:
                 self._small(fd, status, archived)
         finally:
             os.close(fd)
 
-    def _elsewhere(self, status: os.stat_result, path: bytes, archived: bytes, alone: bool) -> bool:
+    def _elsewhere(self, status: os.stat_result, path: bytes, archived: bytes, inode: bytes) -> bool:
         """Is it left out, or the main process's to deal with?"""
-        why = self._left_out.get((status.st_dev, status.st_ino))
+        why = ITSELF if (status.st_dev, status.st_ino) in self._left_out else ""
+        if inode and inode != identity(status):
+            why = REPLACED                     # the other names are not this file's
         if why:
             self._differs(archived, why)
             return True
-        if alone and status.st_nlink > 1:
-            self._found.linked.append((path, status.st_dev, status.st_ino, status.st_nlink, status.st_size))
+        if not inode and status.st_nlink > 1:
+            self._found.linked.append(
+                (path, identity(status), status.st_nlink, status.st_size, status.st_mtime_ns))
             return True
         return False
 
     def _small(self, fd: int, status: os.stat_result, archived: bytes) -> None:
         size = status.st_size
         extents = extents_of(fd, status) if status.st_blocks * 512 < size else None
-        member = from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents)
-        why = self._batch.add_piece(encode(member), archived, size, fd, extents or ((0, size),), last=True)
-        if size and not why and changed(status, os.fstat(fd)):
+        xattrs, missing = xattrs_of(fd)
+        head = encode(from_stat(archived, status, xattrs, flags_of(fd), extents))
+        why = self._batch.add_piece(head, archived, size, fd, extents or ((0, size),), last=True) or missing
+        if size and not why and changed(status, fd):
             why = CHANGED
         if why:
             self._differs(archived, why)
@@ -530,21 +582,23 @@ class Collector:
     def _swap(self, fd: int, status: os.stat_result, archived: bytes) -> None:
         """A swap file's size, and the page with its UUID and label: what it takes to make it anew."""
         extents = swap_extents(status.st_size)
-        head = encode(from_stat(archived, status, xattrs_of(fd), flags_of(fd), extents))
+        head = encode(from_stat(archived, status, xattrs_of(fd)[0], flags_of(fd), extents))
         self._differs(archived, self._batch.add_piece(head, archived, status.st_size, fd, extents, last=True) or SWAP)
 
-    def _special(self, directory: int, name: bytes, path: bytes, archived: bytes, alone: bool) -> None:
+    def _special(self, directory: int, name: bytes, path: bytes, archived: bytes, inode: bytes) -> None:
         status = os.lstat(name, dir_fd=directory)
         kind = kind_of(status)
         if kind == "s":
             self._differs(archived, SOCKET)
         elif kind in "fd":
             self._differs(archived, REPLACED)
-        elif not self._elsewhere(status, path, archived, alone):
+        elif not self._elsewhere(status, path, archived, inode):
             link = os.readlink(name, dir_fd=directory) if kind == "l" else b""
             # No descriptor of these can be had that would do for attributes.
-            xattrs = xattrs_of(b"/proc/self/fd/%d/%b" % (directory, name))
+            xattrs, why = xattrs_of(b"/proc/self/fd/%d/%b" % (directory, name))
             self._batch.add(from_stat(archived, status, xattrs, link=link))
+            if why:
+                self._differs(archived, why)
 
     def _piece(self, level: int, number: int, first: int, source: bytes, head: bytes, extents: list[Extent], at: int,
                size: int, last: bool, archived: bytes) -> Iterator[Message]:
@@ -555,7 +609,10 @@ class Collector:
         if self._piece_of[0] != first:
             if self._piece_of[1] >= 0:
                 os.close(self._piece_of[1])
-            self._piece_of = (first, os.open(source, os.O_RDONLY | os.O_CLOEXEC))
+            try:
+                self._piece_of = (first, os.open(source, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:                    # removed on a server: as with any that can't be read, zeros and a name
+                self._piece_of = (first, -1)
         why = self._batch.add_piece(head, archived, size, self._piece_of[1], extents, last=last)
         stored = self._batch.bytes
         frame = self._batch.frame(level)

@@ -87,7 +87,9 @@ class Crew:
         # Not all at the first look: what was before it is the start.
         waited = [member.waited() for member in self._members]
         if self._looked and sum(waited) > _MUCH_WAITING * passed * len(self):
-            self._members += [_Member(self._setup) for _ in range(min(2, MOST - len(self)))]
+            with suppress(OSError):            # the system is short of something: it goes on with those that there are
+                for _ in range(min(2, MOST - len(self))):
+                    self._members.append(_Member(self._setup))
         self._looked = now
 
     def run(self, tasks: Iterator[Task | None]) -> Iterator[Message]:

@@ -42,7 +42,7 @@ _EARLY = "cmC"
 _LAST = "ia"
 _FORBID = FLAGS["i"] | FLAGS["a"]
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEFAULT_ACL = "system.posix_acl_default"
+_ACL, _DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 _SPECIAL = 0o7000
 _NO_NAMES = frozenset((b"", b".", b".."))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -296,15 +296,17 @@ class Extractor:
             return False
         made = False
         try:
-            if not content or os.write(fd, content) == len(content):
-                if uid or gid or mode & _SPECIAL or not self._root:
-                    self._set_owner(fd, member)
-                os.utime(fd, ns=(atime, mtime))
-                made = True
-        except OSError:
-            pass
+            try:
+                if not content or os.write(fd, content) == len(content):
+                    if uid or gid or mode & _SPECIAL or not self._root:
+                        self._set_owner(fd, member)
+                    os.utime(fd, ns=(atime, mtime))
+                    made = True
+            finally:
+                os.close(fd)
+        except OSError:                        # also of close(): a server may tell only then that there is no room
+            made = False
         finally:
-            os.close(fd)
             if not made:                       # no half file is to have the name
                 with suppress(OSError):
                     os.unlink(name, dir_fd=directory)
@@ -334,6 +336,8 @@ class Extractor:
                 self._instead(directory, name, lambda name: make(directory, name, member, content))
         except OSError as error:
             self._failed(member.path, error)
+        except (ValueError, OverflowError) as error:       # numbers and names that no file can have
+            self._lose(member.path, f"It could not be restored: {error}.")
 
     def _failed(self, path: bytes, error: OSError) -> None:
         if error.errno in _FULL:
@@ -373,20 +377,21 @@ class Extractor:
     def _file(self, directory: int, name: bytes, member: Member, content: memoryview) -> None:
         fd = self._create(directory, name, member)
         try:
-            if member.extents is not None:
-                os.ftruncate(fd, member.size)
-                write_extents(fd, member.extents, content)
-                if is_swap(member, content):
-                    os.posix_fallocate(fd, 0, member.size)
-            elif content:
-                _write(fd, content)
-            self._finish(fd, member)
+            try:
+                if member.extents is not None:
+                    os.ftruncate(fd, member.size)
+                    write_extents(fd, member.extents, content)
+                    if is_swap(member, content):
+                        os.posix_fallocate(fd, 0, member.size)
+                elif content:
+                    _write(fd, content)
+                self._finish(fd, member)
+            finally:
+                os.close(fd)
         except BaseException:
             with suppress(OSError):            # no half file is to have the name
                 os.unlink(name, dir_fd=directory)
             raise
-        finally:
-            os.close(fd)
 
     def _create(self, directory: int, name: bytes, member: Member) -> int:
         # With umask 0 the mode is final at once for most files. Secret ones are never open to others.
@@ -396,7 +401,10 @@ class Extractor:
         return fd
 
     def _large(self, member: Member, content: memoryview) -> tuple:
-        """The file and its first bytes; the pieces and finish() follow. Returns the member, () if it failed."""
+        """The file and its first bytes; the pieces and finish() follow.
+
+        Returns the member and how many bytes these were, () if it failed.
+        """
         before = len(self.differences)
         path = self._growing(member.path)
         beginning = member._replace(
@@ -409,7 +417,7 @@ class Extractor:
             raise TargetFull(member.path) from full
         self.differences[before:] = [(member.path, why) for _, why in self.differences[before:]]
         if path not in self._lost:
-            return tuple(member)
+            return tuple(member), len(content)
         self._lost[self._lost.index(path)] = member.path
         return ()
 
@@ -591,6 +599,9 @@ class Extractor:
         try:
             fd = os.dup(self._directories.open(member.path))
             try:
+                allow_changes(fd)              # an interrupted restore was at the end already
+                with suppress(OSError):        # one that was there before could let in who is not in the backup's
+                    os.removexattr(fd, _ACL)
                 self._set_owner(fd, member, mode_is_set=False)
                 if member.xattrs:
                     self._set_xattrs(fd, member)

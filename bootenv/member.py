@@ -33,6 +33,7 @@ _ACL_TAGS = {0x01: b"user", 0x02: b"user", 0x04: b"group", 0x08: b"group", 0x10:
 _PLAIN_FILL = bytes(BLOCK - 60)
 _NOW = 10**18                  # ns, 2001; ten times as much is 2286
 _MAX_OCTAL7, _MAX_OCTAL11 = 8**7, 8**11
+_MAX_SIZE = 2**63 - 1          # off_t
 
 Extent = tuple[int, int]       # offset and length, bytes
 
@@ -205,6 +206,8 @@ def _decode_any(data: bytes | memoryview, at: int) -> tuple[Member, int]:
         extents, at = _parse_sparse_map(data, at)
         size = int(fields[b"GNU.sparse.realsize"])
     name = fields.get(b"GNU.sparse.name") or fields.get(b"path") or _text(block[0:100])
+    if not 0 <= size <= _MAX_SIZE or any(offset < 0 or length < 0 for offset, length in extents or ()):
+        raise ValueError("a file's size is wrong")
     mtime = _parse_time(fields[b"mtime"]) if b"mtime" in fields else _octal(block[136:148]) * 10**9
     return Member(
         b"" if kind == "d" and name == b"./" else name[:-1] if kind == "d" and name.endswith(b"/") else name,

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,21 @@ from bootenv.backup import (
     verify_backup,
     write_backup,
 )
-from bootenv.collect import BATCH, HELD, MANY, PIECE, SWAP, Batch, Collector, Reading, Tree
+from bootenv.collect import (
+    BATCH,
+    HELD,
+    MANY,
+    PIECE,
+    REPLACED,
+    SWAP,
+    VANISHED,
+    Batch,
+    Collector,
+    Reading,
+    Tree,
+    identity,
+    open_file,
+)
 from bootenv.directories import Directories
 from bootenv.errors import (
     BackupNotFound,
@@ -219,6 +234,16 @@ def test_a_directory_of_more_names_than_are_held_at_a_time(scratch):
     (scratch / "tree" / "directory").mkdir()
     assert pack_tree(scratch / "tree", scratch / "b") == []
     assert sorted(r.path for r in list_backup(scratch / "b")) == sorted(names | {b"", b"directory"})
+
+
+def test_more_directories_than_are_held_at_a_time(small, scratch, monkeypatch):
+    for number in range(50):
+        (small / "d1" / f"{number}" / "below").mkdir(parents=True)
+        (small / "d1" / f"{number}" / "below" / "file").write_text(f"{number}")
+    monkeypatch.setattr(backup_room, "_MOST_DIRECTORIES", 8)
+    assert pack_tree(small, scratch / "b") == []
+    assert extract(scratch / "b", scratch / "out") == []
+    assert described(scratch / "out") == described(small)
 
 
 def test_a_directory_that_cannot_be_opened_leads_to_no_other(tmp_path):
@@ -478,7 +503,7 @@ def test_what_an_ordinary_user_cannot_do_is_named():
         (place / "tree" / name).chmod(0o600)
     os.seteuid(65534)
     try:
-        collector = Collector(Reading((Tree(os.fsencode(place / "tree"), b""),), b"", frozenset(), {}))
+        collector = Collector(Reading((Tree(os.fsencode(place / "tree"), b""),), b"", frozenset(), frozenset()))
         *_, (found, _) = collector(("walk", 1, 0, [b""]))
         (_, *_, records), packed = next(collector(("flush", 1)))
         extractor = Extractor(None, os.fsencode(place / "out"), (), ())
@@ -885,6 +910,24 @@ def test_both_indexes_lost_costs_no_file(small_backup, scratch):
     assert described(scratch / "out") == described(tree)
 
 
+@pytest.mark.parametrize("indexes", [0, 1])
+def test_a_backup_in_the_backup_is_a_file(small, scratch, indexes):
+    """Also where no end says which frames, and which index, are its own."""
+    pack_tree(small, scratch / "old")
+    (scratch / "old").rename(small / "old")
+    for number in range(0, 300, 3):
+        (small / f"d{number % 20}" / f"f{number}").write_text("newer")
+    for number in range(20):
+        (small / f"d{number}").chmod(0o711)
+    pack_tree(small, scratch / "b")
+    with Volumes(scratch / "b") as volumes:
+        places = archive.at_end(volumes)
+    os.truncate(scratch / "b", places[indexes])
+    found = extract(scratch / "b", scratch / "out")
+    assert [d.what for d in found] == (["the backup's index"] if not indexes else [])
+    assert described(scratch / "out") == described(small)
+
+
 def test_nothing_but_noise(scratch):
     (scratch / "b").write_bytes(random.Random(4).randbytes(100_000))
     with pytest.raises(DamagedBackup):
@@ -962,12 +1005,13 @@ def test_with_a_journal_it_goes_on_where_it_was(small, scratch, monkeypatch):
     pack_tree(small, scratch / "b")
     monkeypatch.setattr(backup_room, "_SECONDS_OF_JOURNAL", 0)
     assert extract(scratch / "b", scratch / "out", journal=scratch / "journal") == []
-    head, *lines = (scratch / "journal").read_text().split()
-    (scratch / "journal").write_text("\n".join((head, *lines[:3])) + "\n9")        # cut off while it was written
+    head, *lines = (scratch / "journal").read_text().splitlines()
+    (scratch / "journal").write_text("\n".join((head, *lines[:3])) + "\n9 9")      # cut off while it was written
     (scratch / "again").mkdir()
     assert extract(scratch / "b", scratch / "again", journal=scratch / "journal") == []
     with Volumes(scratch / "b") as volumes:
-        done = {r.path for _, records in Index(volumes).members({int(n) for n in lines[:3]}) for r in records}
+        seqs = {int(line.split()[0]) for line in lines[:3]}
+        done = {record.path for _, records in Index(volumes).members(seqs) for record in records}
     for path, what in described(scratch / "out").items():
         if path in done and what[0].startswith("0o10"):
             assert not os.path.lexists(scratch / "again" / os.fsdecode(path))
@@ -989,13 +1033,40 @@ def test_a_journal_that_ends_within_a_large_file(scratch, monkeypatch):
     assert extract(scratch / "b", scratch / "out", journal=scratch / "journal") == []
     with Volumes(scratch / "b") as volumes:
         second = [frame.seq for frame in Index(volumes).frames() if frame.kind == "m"][-1]
-    (scratch / "journal").write_text(f"{(scratch / 'journal').read_text().split()[0]}\n{second}\n")
+    (scratch / "journal").write_text(f"{(scratch / 'journal').read_text().split()[0]}\n{second} {second}\n")
     assert extract(scratch / "b", scratch / "out", journal=scratch / "journal", workers=1) == []
     assert described(scratch / "out") == described(scratch / "tree")
 
 
 def described_again(root: Path, path: bytes) -> tuple:
     return described(root)[path]
+
+
+def test_what_differs_is_told_again_by_a_restore_that_goes_on(small, scratch, monkeypatch):
+    os.setxattr(small / "large", "user.kept", b"value")
+    pack_tree(small, scratch / "b")
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_JOURNAL", 0)
+
+    def setxattr(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "bad")
+
+    monkeypatch.setattr(os, "setxattr", setxattr)          # a large file is finished in this process
+    for _ in range(2):
+        found = extract(scratch / "b", scratch / "out", journal=scratch / "journal")
+        assert [d.what for d in found] == ["large"]
+
+
+def test_a_restore_can_do_without_its_journal(small, scratch, monkeypatch):
+    pack_tree(small, scratch / "b")
+    monkeypatch.setattr(backup_room, "_SECONDS_OF_JOURNAL", 0)
+    assert extract(scratch / "b", scratch / "out", journal=scratch / "nowhere" / "journal") == []
+    (scratch / "folder").mkdir()
+    journal = scratch / "folder" / "journal"
+    events = restore_backup(scratch / "b", scratch / "again", anywhere=True, journal=journal)
+    next(events)                               # it has begun
+    shutil.rmtree(scratch / "folder")
+    assert differences(events) == []
+    assert described(scratch / "again") == described(small)
 
 
 def test_other_things_in_the_way_are_replaced(small, scratch):
@@ -1103,6 +1174,23 @@ def test_a_full_target_names_the_file_and_has_no_half_one(small, scratch, monkey
         assert all(path.read_bytes() == (small / path.relative_to(scratch / "out")).read_bytes() for path in there)
 
 
+def test_a_quota_that_is_told_of_at_the_end_of_a_file(small, scratch, monkeypatch, in_this_process):
+    pack_tree(small, scratch / "b")
+    real = os.close
+
+    def close(fd: int) -> None:
+        over = os.readlink(f"/proc/self/fd/{fd}").endswith("/out/d5/f205")
+        real(fd)
+        if over:
+            raise OSError(errno.EDQUOT, "over")
+
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(DestinationFull, match="d5/f205 does not fit"):
+        extract(scratch / "b", scratch / "out")
+    monkeypatch.undo()
+    assert not (scratch / "out/d5/f205").exists()
+
+
 def test_a_full_system_disk_has_no_half_file(small, scratch, monkeypatch, in_this_process):
     pack_tree(small, scratch / "b")
     (scratch / "out").mkdir()
@@ -1144,6 +1232,26 @@ def test_what_forbids_changes_is_replaced_when_the_new_one_is_whole(scratch):
     adversarial.set_flags(scratch / "out/file", 0x10)
     assert extract(scratch / "b", scratch / "out") == []
     assert (scratch / "out/file").read_text() == "new"
+
+
+def test_a_large_file_comes_back_by_a_name_that_takes_more_headers(scratch):
+    (scratch / "tree").mkdir()
+    (scratch / "tree/a").write_bytes(os.urandom(2 * PIECE))
+    long = scratch / "tree" / ("n" * 230) / ("m" * 230)
+    long.parent.mkdir()
+    os.link(scratch / "tree/a", long)
+    pack_tree(scratch / "tree", scratch / "b", workers=1)
+    assert extract(scratch / "b", scratch / "out", only=[str(long.relative_to(scratch / "tree"))]) == []
+    assert (scratch / "out" / long.relative_to(scratch / "tree")).read_bytes() == (scratch / "tree/a").read_bytes()
+
+
+@as_root
+def test_a_directory_that_was_there_lets_in_nobody_who_is_not_in_the_backup(small, scratch):
+    pack_tree(small, scratch / "b")
+    (scratch / "out/d1").mkdir(parents=True)
+    subprocess.run(("setfacl", "-m", "user:1234:rwx", scratch / "out/d1"), check=True)
+    assert extract(scratch / "b", scratch / "out") == []
+    assert described(scratch / "out") == described(small)
 
 
 def test_a_name_as_long_as_may_be_is_replaced(scratch):
@@ -1354,6 +1462,124 @@ def test_a_file_comes_back_by_whichever_of_its_names_are_asked_for(linked, scrat
         assert there[0].read_bytes() == (linked / "a" / kind).read_bytes()
 
 
+def becomes(path: Path, what: str) -> None:
+    """A name goes, or is another thing's from now on."""
+    path.unlink()
+    if what == "a file":
+        path.write_text("another")
+    elif what == "a symlink":
+        path.symlink_to("../b/" + path.name)
+    elif what == "a directory":
+        path.mkdir()
+    elif what == "a fifo":
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("names", [1, 2])
+@pytest.mark.parametrize("what", ["nothing", "a file", "a symlink", "a directory", "a fifo"])
+@pytest.mark.parametrize("kind", ["small", "large", "symlink"])
+def test_a_file_whose_first_names_become_another_is_read_by_the_next(linked, scratch, monkeypatch, kind, what, names):
+    real = backup_room._Writing._linked
+    replaced: list[str] = []
+
+    def replace(self, tree: int, path: bytes, *file: object) -> Iterator[Difference]:
+        yield from real(self, tree, path, *file)
+        if path.endswith(kind.encode()) and len(replaced) < names:
+            replaced.append(os.fsdecode(path))
+            becomes(linked / replaced[-1], what)
+
+    monkeypatch.setattr(backup_room._Writing, "_linked", replace)
+    assert {d.what for d in pack_tree(linked, scratch / "b", workers=1)} == set(replaced)
+    assert len(replaced) == names
+    assert verify(scratch / "b") == []
+    assert extract(scratch / "b", scratch / "out") == []
+    for name in replaced if what != "nothing" else ():     # what has the name now was named, and is not there
+        (linked / name).rmdir() if what == "a directory" else (linked / name).unlink()
+    directories = (b"a", b"b", b"c")           # these changed after they were read
+    assert without(described(scratch / "out"), *directories) == without(described(linked), *directories)
+
+
+@pytest.mark.parametrize("what", ["nothing", "a symlink", "a directory", "a fifo"])
+def test_a_large_file_that_becomes_another_thing_is_named(small, scratch, monkeypatch, what):
+    def opened(name: bytes, directory: int) -> int:
+        becomes(small / "large", what)
+        return open_file(name, directory)
+
+    monkeypatch.setattr(backup_room, "open_file", opened)
+    found = pack_tree(small, scratch / "b")
+    assert [(d.what, d.why) for d in found] == [("large", VANISHED if what == "nothing" else REPLACED)]
+    assert extract(scratch / "b", scratch / "out") == []
+    assert without(described(scratch / "out"), b"large") == without(described(small), b"large")
+
+
+def test_an_inode_that_is_used_again_is_another_file():
+    with closing(backup_room._Names()) as names:
+        assert names.first(b"1 2", b"a", 3, 10, 5) == (None, b"")
+        assert names.first(b"1 2", b"b", 3, 10, 5) == (b"a", b"")
+        assert names.first(b"1 2", b"new", 2, 10, 6) == (None, b"a")
+        assert names.first(b"1 2", b"link", 2, 10, 6) == (b"new", b"")
+        assert names.first(b"1 2", b"newest", 2, 10, 6) == (None, b"")     # all of the one before have come by
+
+
+def test_a_file_that_changes_between_its_names_is_named_and_whole(linked, scratch, monkeypatch):
+    real = backup_room._Writing._linked
+    seen: list[bytes] = []
+
+    def changing(self, tree: int, path: bytes, inode: bytes, names: int, size: int, mtime: int) -> Iterator[Difference]:
+        seen.append(path)
+        yield from real(self, tree, path, inode, names, size, mtime + (len(seen) > 6))     # the third directory's
+
+    monkeypatch.setattr(backup_room._Writing, "_linked", changing)
+    found = pack_tree(linked, scratch / "b", workers=1)
+    assert sorted(d.what for d in found) == sorted(map(os.fsdecode, seen[6:]))
+    assert all("a file of its own" in d.why for d in found)
+    assert extract(scratch / "b", scratch / "out") == []
+    for path in seen:
+        there, here = scratch / "out" / os.fsdecode(path), linked / os.fsdecode(path)
+        assert there.is_symlink() or there.read_bytes() == here.read_bytes()
+        assert there.lstat().st_nlink == (1 if path in seen[6:] else 2)
+
+
+def test_a_table_of_names_without_room_is_an_error_of_the_system():
+    def fill(names: backup_room._Names) -> None:
+        for number in range(1000):
+            names.first(b"1 %d" % number, b"x" * 100, 2, 0, 0)
+
+    with closing(backup_room._Names()) as names:
+        names._do("COMMIT")
+        names._do("PRAGMA max_page_count = 4")
+        with pytest.raises(OSError, match="A temporary file could not be written"):
+            fill(names)
+
+
+@pytest.mark.parametrize("name", ["d4/f4", "large", "d4"])
+def test_attributes_that_cannot_be_read_are_named(small, scratch, monkeypatch, in_this_process, name):
+    inode = (small / name).stat().st_ino
+    real = os.listxattr
+
+    def listxattr(file: int | bytes, **options: bool) -> list[str]:
+        if isinstance(file, int) and os.fstat(file).st_ino == inode:
+            raise OSError(errno.EIO, "bad")
+        return real(file, **options)
+
+    monkeypatch.setattr(os, "listxattr", listxattr)
+    found = pack_tree(small, scratch / "b")
+    assert [(d.what, backup_room.is_lost(d)) for d in found] == [(name, True)]
+    monkeypatch.undo()
+    assert extract(scratch / "b", scratch / "out") == []
+    assert described(scratch / "out") == described(small)
+
+
+def test_more_volumes_of_the_backup_itself_are_left_out(small):
+    for name in ("b.part", "b.002.part", "b.1002.part", "b.002", "c.002.part"):
+        (small / name).touch()
+    folder = identity(small.stat())
+    reading = Reading((Tree(os.fsencode(small), b""),), b"", frozenset(), frozenset(), folder, b"b")
+    with closing(Collector(reading)) as collector:
+        told = [value for value, _ in collector(("walk", 1, 0, [b""])) if value[0] == "found"]
+    assert {os.fsdecode(path) for value in told for path, _ in value[-2]} == {"b.part", "b.002.part", "b.1002.part"}
+
+
 def test_a_file_by_another_name_is_lost_by_that_name_and_leaves_what_has_the_first(linked, scratch):
     pack_tree(linked, scratch / "b")
     damage(scratch / "b", "+")
@@ -1388,6 +1614,12 @@ def test_a_member_is_read_as_it_was_written(member):
     blocks = encode(member)
     assert len(blocks) % 512 == 0
     assert decode(memoryview(blocks), 0) == (member, len(blocks))
+
+
+def test_a_size_that_no_file_has_is_refused():
+    blocks = encode(Member(b"x", "f", size=8**11)).replace(b"size=8589934592", b"size=-589934592")
+    with pytest.raises(ValueError, match="size"):
+        decode(blocks, 0)
 
 
 def test_a_frame_that_claims_too_much_is_refused(scratch):
