@@ -18,7 +18,7 @@ from . import network
 from .asr_disk import inside, same_machine
 from .destinations import Destination, at, files_of, whole
 from .drift import notice
-from .errors import CommandFailed, NeedsRoot, NoSuchJob, Unsupported
+from .errors import BackupNotFound, CommandFailed, NeedsRoot, NoSuchJob, Unsupported
 from .events import Difference
 from .provider import find_provider, provider_reference
 from .run import ROOT, log, run
@@ -45,6 +45,8 @@ Type=oneshot
 ExecStart={command}
 # Whatever ended it, also a kill: what failed is said at the next login.
 ExecStopPost={asr} schedule ended {name}
+# If it is stopped, the program alone is told so: the shells that clean up for it must outlive it.
+KillMode=mixed
 Nice=10
 IOSchedulingClass=idle
 """
@@ -318,7 +320,7 @@ def remove_all() -> None:
 
 def ended(name: str, result: str) -> None:
     """After each run of a job; result: systemd's $SERVICE_RESULT."""
-    failed = f"ASR: the backup job {name} FAILED ({result}): the set it was to make does not exist.\n" \
+    failed = f"ASR: the backup job {name} FAILED ({result}): its set does not exist, or lacks something.\n" \
              f"     journalctl -u {_JOB}{name} says why."
     notice(f"job-{name}", "" if result == "success" else failed)
 
@@ -379,29 +381,34 @@ def in_words(form: str) -> str:
 
 # What stays
 
-def superseded(backups: Sequence[tuple[Path, datetime]], keep: int, keep_days: int, today: datetime) -> list[Path]:
-    """The backups that need not stay: neither among the `keep` newest nor younger than `keep_days` days.
+def superseded(older: Sequence[tuple[Path, datetime]], keep: int, keep_days: int, today: datetime) -> list[Path]:
+    """The backups that need not stay beside the new one: neither among the `keep` newest nor younger than `keep_days`.
 
-    0 in both: none. The newest always stays. Raises Unsupported for numbers that are no such.
+    The new one is the first of those kept, whatever the clock was when the others were made. 0 in both: none need go.
+    Raises Unsupported for numbers that are no such.
     """
     check_keeping(keep, keep_days)
     if not keep and not keep_days:
         return []
-    newest_first = sorted(backups, key=lambda backup: backup[1], reverse=True)
-    return [path for path, created in newest_first[max(keep, 1):]
+    newest_first = sorted(older, key=lambda backup: backup[1], reverse=True)
+    return [path for path, created in newest_first[max(keep - 1, 0):]
             if not keep_days or today - created > timedelta(days=keep_days)]
 
 
 def retire(set: AsrSet, destination: Destination, keep: int, keep_days: int) -> Iterator[Difference]:
-    """Removes this computer's older backups beside a new one that was read back; what can't be removed is said."""
+    """Removes this computer's older backups beside a new one that was read back; what can't be removed is said.
+
+    Raises BackupNotFound if the new one is not there.
+    """
     with at(destination):
         folder = destination.path.parent
-        ours = [(path, other.created) for path, other in backups_in(folder)
-                if same_machine(other, set)]
-        if destination.path not in {whole(path) for path, _ in ours}:
-            return                     # the new one must be among them, or something is wrong here
-        for path in superseded(ours, keep, keep_days, set.created):
-            old = whole(path)
+        ours = {whole(path): other.created for path, other in backups_in(folder) if same_machine(other, set)}
+        if ours.pop(destination.path, None) is None:
+            raise BackupNotFound(
+                f"The new backup {destination.path.name} is not in {folder} any more, or cannot be read there.",
+                hint="Look at that disk or server, and make the backup again.",
+                untouched="Older backups were kept.")
+        for old in superseded(list(ours.items()), keep, keep_days, set.created):
             try:
                 for file in files_of(old):
                     file.unlink()

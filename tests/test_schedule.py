@@ -13,7 +13,15 @@ from bootenv import destinations, drift, schedule
 from bootenv.backup import Source, write_backup
 from bootenv.destinations import Destination
 from bootenv.drift import MOTD
-from bootenv.errors import NeedsRoot, NetworkPlaceFailed, NoProvider, NoSuchJob, PasswordWanted, Unsupported
+from bootenv.errors import (
+    BackupNotFound,
+    NeedsRoot,
+    NetworkPlaceFailed,
+    NoProvider,
+    NoSuchJob,
+    PasswordWanted,
+    Unsupported,
+)
 from bootenv.layout import Disk, Layout
 from bootenv.schedule import Job, add_job, in_words, jobs, read_job, remove_all, remove_job, retire, superseded
 from bootenv.sif import BackupReference, new_id, write_sif
@@ -58,6 +66,7 @@ def test_a_job_is_what_its_units_say(systemd, tmp_path):
                                "asr-job-nightly.timer"]
     service = (tmp_path / schedule.UNITS / "asr-job-nightly.service").read_text()
     assert '"/mnt/My \\"100%%\\" $$disk\\\\x"' in service
+    assert "KillMode=mixed" in service, "what ends it would end the shells that unmount for it, too"
 
 
 def test_a_job_may_be_another_products(systemd, tmp_path, capsys):
@@ -255,40 +264,54 @@ def backups(*ages):
 
 
 @pytest.mark.parametrize(("keep", "days", "gone"), [
-    (0, 0, []), (2, 0, [9, 40, 100]), (2, 30, [40, 100]), (4, 30, [100]), (0, 30, [40, 100]), (1, 1, [3, 9, 40, 100]),
+    (0, 0, []), (1, 0, [3, 9, 40, 100]),
+    (2, 0, [9, 40, 100]), (2, 30, [40, 100]), (4, 30, [100]), (0, 30, [40, 100]), (1, 1, [3, 9, 40, 100]),
     (9, 1, []),
 ])
-def test_what_is_neither_among_the_newest_nor_young_goes(keep, days, gone):
-    assert superseded(backups(40, 0, 9, 100, 3), keep, days, TODAY) == [Path(str(age)) for age in gone]
-
-
-def test_the_newest_backup_stays_however_old_it_is():
-    assert superseded(backups(400), 0, 30, TODAY) == []
+def test_what_is_neither_among_the_newest_nor_young_goes_beside_the_new_one(keep, days, gone):
+    assert superseded(backups(40, 9, 100, 3), keep, days, TODAY) == [Path(str(age)) for age in gone]
 
 
 @pytest.mark.parametrize(("keep", "days"), [(-1, 0), (0, -1), (3, -1), (0, 10**9), (10**6, 0)])
 def test_numbers_that_are_none_remove_nothing(keep, days):
     with pytest.raises(Unsupported):
-        superseded(backups(40, 0, 9), keep, days, TODAY)
+        superseded(backups(40, 9), keep, days, TODAY)
+
+
+def written(tmp_path, **sets):
+    """Backups of these sets, each by its name, in the folder "to"."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "to").mkdir()
+    made = {name: replace(set, id=new_id()) for name, set in sets.items()}
+    for name, set in made.items():
+        for _ in write_backup(tmp_path / "to" / f"{name}.tar.zst", [Source(tmp_path / "tree")],
+                              ("asr.sif", write_sif(set)), volume_size=4096 if name == "older" else 0):
+            pass
+    return made
 
 
 def test_only_this_computers_older_backups_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(destinations, "run", None)
-    (tmp_path / "tree").mkdir()
-    (tmp_path / "to").mkdir()
     twin = replace(SET, layout=Layout((Disk("another", "/dev/sda", 2**30),)))
-    made = {}
-    for name, set in {"old": replace(SET, created=TODAY), "older": replace(SET, created=TODAY - timedelta(days=1)),
-                      "new": replace(SET, created=TODAY + timedelta(days=1)), "twin": replace(twin, created=TODAY),
-                      "other": replace(SET, host="web1", created=TODAY)}.items():
-        made[name] = replace(set, id=new_id())
-        for _ in write_backup(tmp_path / "to" / f"{name}.tar.zst", [Source(tmp_path / "tree")],
-                              ("asr.sif", write_sif(made[name])), volume_size=4096 if name == "older" else 0):
-            pass
+    made = written(tmp_path, old=replace(SET, created=TODAY), older=replace(SET, created=TODAY - timedelta(days=1)),
+                   new=replace(SET, created=TODAY + timedelta(days=1)), twin=replace(twin, created=TODAY),
+                   other=replace(SET, host="web1", created=TODAY))
     (tmp_path / "to/letter.tar.zst").write_text("somebody's")
     destination = Destination(tmp_path / "to/new.tar.zst", BackupReference(), 0)
     assert [gone.what for gone in retire(made["new"], destination, 2, 0)] == ["older.tar.zst"]
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [
         "letter.tar.zst", "new.tar.zst", "old.tar.zst", "other.tar.zst", "twin.tar.zst"]
     missing = Destination(tmp_path / "to/missing.tar.zst", BackupReference(), 0)
-    assert list(retire(made["new"], missing, 1, 0)) == [], "something was removed though the new one is not there"
+    with pytest.raises(BackupNotFound, match=r"The new backup missing\.tar\.zst is not in"):
+        list(retire(made["new"], missing, 1, 0))
+    assert (tmp_path / "to/old.tar.zst").exists(), "something was removed though the new one is not there"
+
+
+def test_the_new_backup_stays_though_the_clock_went_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(destinations, "run", None)
+    made = written(tmp_path, older=replace(SET, created=TODAY + timedelta(days=300)),
+                   old=replace(SET, created=TODAY + timedelta(days=301)), new=replace(SET, created=TODAY))
+    destination = Destination(tmp_path / "to/new.tar.zst", BackupReference(), 0)
+    assert [gone.what for gone in retire(made["new"], destination, 2, 0)] == ["older.tar.zst"]
+    assert [gone.what for gone in retire(made["new"], destination, 1, 0)] == ["old.tar.zst"]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["new.tar.zst"]
