@@ -210,9 +210,12 @@ def _from_file(user: str) -> bytes | None:
     path = ROOT / CREDENTIALS
     try:
         status = path.stat()
-        said = path.read_text()
+        said = path.read_text(encoding="utf-8")
     except OSError:
         return None
+    except UnicodeDecodeError:
+        raise PasswordWanted(f"/{CREDENTIALS} is not text in UTF-8, so it is not used.",
+                             hint="Write it again, in that encoding.") from None
     if status.st_uid not in (0, os.geteuid()) or stat.S_IMODE(status.st_mode) & 0o077:
         raise PasswordWanted(f"/{CREDENTIALS} can be read by others than root, so it is not used.",
                              hint=f"Run  chown root /{CREDENTIALS}; chmod 600 /{CREDENTIALS}")

@@ -290,6 +290,13 @@ def test_a_file_of_passwords_that_others_can_read_is_not_used(server, tmp_path):
     assert "s3cret" not in caught.value.message
 
 
+def test_a_file_of_passwords_in_another_encoding_is_said_and_not_used(server, tmp_path):
+    credentials(tmp_path, "")
+    (tmp_path / network.CREDENTIALS).write_bytes("username=ann\npassword=Käse\n".encode("latin-1"))
+    with pytest.raises(PasswordWanted, match="is not text in UTF-8"):
+        network.check_unattended(SHARE)
+
+
 # The network of the recovery environment
 
 def ip(*cards):
