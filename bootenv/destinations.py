@@ -1,5 +1,6 @@
 """Where a backup may be written: every volume and network place of this computer, and why one won't do."""
 
+import fcntl
 import glob
 import json
 import os
@@ -10,20 +11,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import network
-from .asr_disk import inside
-from .errors import AsrError, CommandFailed, DestinationRefused
+from .asr_disk import inside, same_machine
+from .errors import AsrError, Busy, CommandFailed, DestinationRefused
 from .layout import Layout, human
 from .probe import Mounted, mount_table
 from .run import ROOT, STATE, log, run, unmounting
 from .sif import AsrSet, BackupReference
-from .volumes import Volume
+from .volumes import Volume, begun_in
 
 SUFFIX = ".tar.zst"
 SPLIT = "This FAT volume holds files of up to 4 GB; a larger backup is split into numbered files."
 POINT = STATE / "destination"          # where a volume that was not mounted is, as long as it is needed
+LOCK = STATE / "prepare.lock"          # of who mounts there, or below prepare.SOURCES
 _KINDS = ("disk", "part", "rom")       # of devices that the recovery medium mounts by itself
 _TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "f2fs")
 _MEMORY = ("tmpfs", "ramfs", "overlay", "squashfs")
@@ -74,6 +76,37 @@ def backup_size(used: int) -> int:
 def seconds_for(used: int, speed: int) -> float:
     """About how long it takes to write a backup and to read it back, at a destination of this speed."""
     return max(used / _ENGINE, backup_size(used) / speed) + backup_size(used) / speed if speed else 0.0
+
+
+_held: list[IO[str]] = []              # LOCK, once for each block of alone() that this process is in
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One preparation at a time, and one process that mounts what it needs for that. Raises Busy.
+
+    What is found mounted in the block was left by one that was killed. The block may be entered again within itself.
+    """
+    lock = _held[0] if _held else _locked()
+    _held.append(lock)
+    try:
+        yield
+    finally:
+        _held.pop()
+        if not _held:
+            lock.close()
+
+
+def _locked() -> IO[str]:
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    file = LOCK.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Busy("Another ASR set of this computer is being prepared right now.",
+                   hint="Wait until that has ended, then try again.", untouched="That one goes on.") from None
+    return file
 
 
 # Which places there are
@@ -241,20 +274,21 @@ def at(destination: Destination) -> Iterator[None]:
 def reached(device: str) -> Iterator[Path]:
     """A volume, or a place on the network by its address, mounted for writing as long as this takes.
 
-    Raises DestinationRefused; of the network NetworkPlaceFailed, PasswordWanted, ToolMissing.
+    Raises DestinationRefused, Busy; of the network NetworkPlaceFailed, PasswordWanted, ToolMissing.
     """
-    POINT.mkdir(parents=True, exist_ok=True)
-    if POINT.is_mount():
-        run(("umount", str(POINT)))
-    with unmounting(POINT):
-        if network.is_url(device):
-            yield network.mount(network.parse(device), POINT, write=True)
-            return
-        try:
-            run(("mount", device, str(POINT)))
-        except CommandFailed as error:
-            raise refused(f"{device} cannot be mounted: {error}", "Choose another place.") from None
-        yield POINT
+    with alone():
+        POINT.mkdir(parents=True, exist_ok=True)
+        if POINT.is_mount():
+            run(("umount", str(POINT)))
+        with unmounting(POINT):
+            if network.is_url(device):
+                yield network.mount(network.parse(device), POINT, write=True)
+                return
+            try:
+                run(("mount", device, str(POINT)))
+            except CommandFailed as error:
+                raise refused(f"{device} cannot be mounted: {error}", "Choose another place.") from None
+            yield POINT
 
 
 def _checked(set: AsrSet, used: int, place: str, path: Path, url: str = "") -> Destination:
@@ -271,10 +305,11 @@ def _checked(set: AsrSet, used: int, place: str, path: Path, url: str = "") -> D
     kind = run(("lsblk", "--nodeps", "--noheadings", "--output", "TYPE", volume["source"]), check=False).strip()
     if local and kind and (why := _why_not(volume["source"], kind, volume["fstype"], "", False)):
         raise refused(f"{place} will not do: {why}", "Choose a place directly on another disk or on the network.")
-    status = os.statvfs(folder)
-    if not os.access(folder, os.W_OK) or status.f_flag & os.ST_RDONLY:
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise refused(f"{place} is not writable.", "Choose another place, or mount it writable." if local else
                       "Let root of this computer write there (NFS: no_root_squash), or choose another place.")
+    _remove_abandoned(set, folder)
+    status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     if why := _too_small(place, free, used):
         raise refused(why, "Choose a place with more room.")
@@ -303,6 +338,37 @@ def _warnings(place: str, volume: dict[str, str], url: str, free: int, used: int
     elif not volume["source"].startswith("/dev/"):
         yield (f"{place} is on the network ({volume['fstype']}), in a way that recovery does not know: it must be "
                "mounted by hand then.")
+
+
+def _remove_abandoned(set: AsrSet, folder: Path) -> None:
+    """What backups of this computer that were killed have left: it may be what fills the disk."""
+    for first, other in begun_in(folder):
+        if same_machine(other, set) and (lock := _lock_if_abandoned(first)) >= 0:
+            name = whole(first.with_suffix("")).name
+            parts = folder.glob(f"{glob.escape(name)}.[0-9][0-9][0-9].part")
+            try:
+                for part in (*sorted(parts, reverse=True), first):
+                    part.unlink(missing_ok=True)       # the first, whose lock this is, last
+                log(f"Removed {folder / name}, which was begun at {other.created:%Y-%m-%d %H:%M} and never ended")
+            except OSError as error:
+                log(f"{first} could not be removed: {error.strerror}")
+            finally:
+                os.close(lock)
+
+
+def _lock_if_abandoned(part: Path) -> int:
+    """The descriptor of a file that is now locked as backups under way lock theirs; -1 if one of these has it, or may.
+    """
+    try:
+        fd = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def measured(folder: Path) -> int:

@@ -1,6 +1,5 @@
 """Preparation: on the healthy machine, one backup and an ASR disk that belong together."""
 
-import fcntl
 import glob
 import os
 import re
@@ -18,10 +17,10 @@ from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
 from .commands import as_text, read_commands
-from .destinations import SPLIT, SUFFIX, Destination, Place, at, on_critical_disk, places, refused, volume_of
+from .destinations import SPLIT, SUFFIX, Destination, Place, alone, at, on_critical_disk, places, refused, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
-from .errors import Busy, FirmwareDiffers, NeedsRoot, Unsupported
+from .errors import FirmwareDiffers, NeedsRoot, Unsupported
 from .events import Difference, Event, noted
 from .exclude import LISTED, Excluding
 from .files import read_back
@@ -280,19 +279,6 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """One preparation at a time. Raises Busy."""
-    STATE.mkdir(parents=True, exist_ok=True)
-    with (STATE / "prepare.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy("Another ASR set of this computer is being prepared right now.",
-                       hint="Wait until that has ended, then try again.", untouched="That one goes on.") from None
-        yield
-
-
-@contextmanager
 def _recorded_packages(set: AsrSet) -> Iterator[None]:
     """What is installed now, on the machine and so in its backup; gone again if the set isn't made."""
     path = ROOT / PACKAGES.format(id=set.id)
@@ -475,8 +461,8 @@ def label_of(set: AsrSet) -> str:
 
 @contextmanager
 def sources(layout: Layout) -> Iterator[tuple[Source, ...]]:
-    """Each mounted file system by itself, without what is mounted on it."""
-    with ExitStack() as stack:
+    """Each mounted file system by itself, without what is mounted on it. Raises Busy."""
+    with alone(), ExitStack() as stack:
         found = []
         for number, mount in enumerate(layout.mounts_by_depth()):
             point = SOURCES / str(number)

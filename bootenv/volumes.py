@@ -230,6 +230,13 @@ def backups_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
             yield path, set
 
 
+def begun_in(folder: Path) -> Iterator[tuple[Path, AsrSet]]:
+    """The same of backups that are not whole: they are being written, or whoever wrote them was killed."""
+    for path in sorted(folder.glob("*.part")):
+        if is_backup(path.with_suffix("")) and (set := _set_of(path)):
+            yield path, set
+
+
 def open_backup(path: str, set: AsrSet) -> FoundBackup:
     """The backup at a path that a person named, or at an address on the network or anywhere below.
 

@@ -393,7 +393,8 @@ def prepare(arguments: argparse.Namespace) -> int:
         app.run(mouse=False)
         return CRASHED if app.crashed else app.return_code or 0
     survey = look(add=arguments.add)
-    return _prepare(story, survey, arguments)
+    with story.alone():                        # also until older backups are retired
+        return _prepare(story, survey, arguments)
 
 
 def _provider(arguments: argparse.Namespace) -> "ProviderReference | None":

@@ -12,7 +12,7 @@ import tempfile
 import termios
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -2701,7 +2701,7 @@ def headless(monkeypatch, as_root):
     """bootenv.prepare with nothing behind it."""
     import bootenv.prepare as story
 
-    for name, function in vars(preparation(survey=lambda **_: SURVEY)).items():
+    for name, function in vars(preparation(survey=lambda **_: SURVEY, alone=nullcontext)).items():
         monkeypatch.setattr(story, name, function)
     return story
 

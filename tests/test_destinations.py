@@ -1,5 +1,6 @@
 """Where a backup may be written: as lsblk and findmnt tell it, and with real volumes in user-mode Linux."""
 
+import fcntl
 import json
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -7,12 +8,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bootenv import destinations
-from bootenv.destinations import Place, at, backup_size, destination, parse_places, seconds_for
-from bootenv.errors import DestinationRefused, NetworkPlaceFailed
+from bootenv import destinations, prepare
+from bootenv.backup import Source, write_backup
+from bootenv.destinations import Place, alone, at, backup_size, destination, parse_places, reached, seconds_for
+from bootenv.errors import Busy, DestinationRefused, NetworkPlaceFailed
 from bootenv.layout import Disk, Layout
 from bootenv.probe import Mounted
-from bootenv.sif import AsrSet
+from bootenv.sif import AsrSet, write_sif
+from tests.test_sif import SET
 from tests.uml import run_in_uml
 
 MiB, GiB = 2**20, 2**30
@@ -107,7 +110,31 @@ def test_a_folder_on_a_server_is_recorded_by_the_servers_address(on_another_disk
     assert "asks for the password of ann, which is not kept" in found.warnings[0]
 
 
-def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, tmp_path, monkeypatch):
+@pytest.fixture
+def points(tmp_path, monkeypatch):
+    """Where things are mounted, and the lock on that."""
+    monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
+    monkeypatch.setattr(destinations, "LOCK", tmp_path / "state/prepare.lock")
+    monkeypatch.setattr(prepare, "SOURCES", tmp_path / "sources")
+
+
+def test_what_another_process_has_mounted_is_left_to_it(points, monkeypatch):
+    ran = []
+    for module in (destinations, prepare):
+        monkeypatch.setattr(module, "run", lambda argv, **_: ran.append(argv))
+    with alone(), alone():
+        pass
+    with destinations.LOCK.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for work in (reached("/dev/sdb1"), prepare.sources(SYSTEM)):
+            with pytest.raises(Busy, match="is being prepared right now"), work:
+                pass
+    assert ran == []
+    with alone(), prepare.sources(SYSTEM):     # it is given back when it ends
+        pass
+
+
+def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, points, tmp_path, monkeypatch):
     on_another_disk |= {"fstype": "cifs", "source": "//nas/share", "options": "rw,guest,username=root", "uuid": ""}
     mounted = []
 
@@ -120,7 +147,6 @@ def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, tmp_path
         mounted.append((place.url, write))
         return tmp_path
 
-    monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
     monkeypatch.setattr(destinations, "unmounting", unmounting)
     monkeypatch.setattr(destinations.network, "mount", mount)
     found = destination(a_set(SYSTEM), MiB, "smb://NAS/share//folder/", "monday")
@@ -132,8 +158,7 @@ def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, tmp_path
     assert mounted[-1] == tmp_path / "point"
 
 
-def test_a_server_that_fails_is_said_and_what_is_no_address_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(destinations, "POINT", tmp_path / "point")
+def test_a_server_that_fails_is_said_and_what_is_no_address_too(points, monkeypatch):
     monkeypatch.setattr(destinations, "unmounting", lambda point: nullcontext())
 
     def mount(place, point, *, write):
@@ -174,6 +199,27 @@ def test_nothing_is_overwritten(on_another_disk, tmp_path):
     (tmp_path / "monday.tar.zst.001").touch()
     with pytest.raises(DestinationRefused, match="is there already"):
         destination(a_set(SYSTEM), GiB, str(tmp_path), "monday")
+
+
+def test_what_a_backup_of_this_computer_that_was_killed_has_left_is_removed(on_another_disk, tmp_path):
+    folder, tree = tmp_path / "to", tmp_path / "tree"
+    folder.mkdir()
+    tree.mkdir()
+    mine, anothers = SET, replace(SET, host="another")
+    for name, set, volumes in (("killed", mine, 0), ("in-volumes", mine, 4096), ("at-work", mine, 0),
+                               ("whole", mine, 0), ("theirs", anothers, 0)):
+        for _ in write_backup(folder / f"{name}.tar.zst", [Source(tree)], ("asr.sif", write_sif(set)),
+                              volume_size=volumes, workers=1):
+            pass
+    for path in folder.iterdir():
+        if not path.name.startswith("whole"):
+            path.rename(f"{path}.part")
+    (folder / "letter.tar.zst.part").write_text("somebody's")
+    with (folder / "at-work.tar.zst.part").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        destination(SET, MiB, str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "at-work.tar.zst.part", "letter.tar.zst.part", "theirs.tar.zst.part", "whole.tar.zst"]
 
 
 def test_a_disk_of_the_set_is_refused(on_another_disk, tmp_path):
