@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import os
 import re
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from bootenv.schedule import Job
     from bootenv.sif import ProviderReference
 
+    from .app import SetupApp
+
 T = TypeVar("T")
 
 _CMDLINE = Path("/proc/cmdline")
@@ -39,13 +42,25 @@ _MAX_AGE = 30                          # days that a set is good for
 _MOST_DAYS = 36500
 _LEAST_VOLUME = 4096                   # bytes; of smaller ones there would be millions
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_ENDING = (signal.SIGTERM, signal.SIGHUP)      # end the program as Ctrl+C does: what it has begun is taken away
+
+
+class _Interrupted(KeyboardInterrupt):
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parsed(argv)
     os.umask(0o022)        # units and notices are for all to read; what is secret is made with its own mode
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):       # a name that the locale has no letters for ends nothing
+            stream.reconfigure(errors="backslashreplace")
+    status = arguments.failed
     try:
+        _end_by(_interrupt)
         status = arguments.run(arguments)
         print(end="", flush=True)
         return status
@@ -58,10 +73,32 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 128 + signal.SIGPIPE        # what a shell says of any program that ends so
         said = [": ".join(map(str, filter(None, ["asr", error.filename, error.strerror or error])))]
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        status = 128 + (error.number if isinstance(error, _Interrupted) else signal.SIGINT)
         said = ["asr: interrupted"]
-    print(*said, sep="\n", file=sys.stderr)
-    return arguments.failed
+    with suppress(OSError):                    # of a terminal that is gone
+        print(*said, sep="\n", file=sys.stderr)
+    return status
+
+
+def _end_by(handler: Any) -> None:
+    """What the signals in _ENDING do, but those that are ignored, as nohup has it."""
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Once: what cleans up is not to be disturbed."""
+    _end_by(signal.SIG_IGN)
+    raise _Interrupted(number)
+
+
+def _shown(app: "SetupApp") -> int:
+    """Runs what has a screen, and threads that would not notice a signal's exception; returns its exit status."""
+    _end_by(signal.SIG_DFL)
+    app.run(mouse=False)
+    return app.return_code or 0
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
@@ -339,8 +376,7 @@ def console(arguments: argparse.Namespace) -> int:
         from .recover import RecoverApp
 
         app = RecoverApp(Apart(recover, "recover"), asked=_asked())
-    app.run(mouse=False)
-    return app.return_code or 0
+    return _shown(app)
 
 
 def _asked() -> str:
@@ -361,9 +397,7 @@ def wizard(arguments: argparse.Namespace) -> int:
 
     from .backup import BackupApp, settings_of_this_user
 
-    app = BackupApp(prepare, documents, media, schedule, prepare.survey, settings_of_this_user())
-    app.run(mouse=False)
-    return app.return_code or 0
+    return _shown(BackupApp(prepare, documents, media, schedule, prepare.survey, settings_of_this_user()))
 
 
 def stage(cmdline: str) -> str:
@@ -390,8 +424,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 
         # From the medium's own console a screen comes before anything that takes its time or may fail.
         app = PrepareApp(story, look(add=arguments.add) if RUNNING else None, look)
-        app.run(mouse=False)
-        return CRASHED if app.crashed else app.return_code or 0
+        status = _shown(app)
+        return CRASHED if app.crashed else status
     survey = look(add=arguments.add)
     with story.alone():                        # also until older backups are retired
         return _prepare(story, survey, arguments)

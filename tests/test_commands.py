@@ -328,6 +328,17 @@ def test_a_list_that_nobody_reads_to_its_end_ends_quietly(unbuffered, backup):
     assert process.returncode == 141
 
 
+def test_a_name_that_the_locale_has_no_letters_for_ends_nothing(tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/Käse").touch()
+    assert main(["pack", str(tmp_path / "tree"), str(tmp_path / "b")]) == 0
+    process = subprocess.Popen((sys.executable, "-m", "console", "list", tmp_path / "b"), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert rb"K\xe4se" in out
+
+
 @pytest.mark.parametrize(("words", "status"), [
     (["check", "--bogus"], 3), (["check", "--max-age", "x"], 3), (["check", "--drift", "--max-age", "-1"], 3),
     (["check", "--packages"], 3), (["check", "--remind"], 3), (["check", "--max-age", "3"], 3),
