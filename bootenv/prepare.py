@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import asr_disk, backup, carried, network
 from .asr_disk import Drive, drives, inside, put
-from .backup import Selection, Source, read_first, write_backup
+from .backup import Selection, Source, is_lost, read_first, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
@@ -33,7 +33,7 @@ from .provider import known_providers as known_providers  # of this story, for i
 from .provider import provider_reference as provider_reference
 from .run import ROOT, RUNNING, STATE, log, run
 from .sif import DRIVERS, AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
-from .snapshot import held_still
+from .snapshot import FULL, HOOK, held_still
 
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
 SOURCES = STATE / "sources"
@@ -357,6 +357,11 @@ def _keep(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
+
+
+def lacks(difference: Difference) -> bool:
+    """Does a set lack something that should be in it? What changed while it was read, or is left out, is no lack."""
+    return is_lost(difference) or difference.why in (FULL, *(HOOK.format(when=when) for when in ("before", "after")))
 
 
 def report_of(set: AsrSet) -> str:

@@ -407,7 +407,7 @@ def stage(cmdline: str) -> str:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Status 0 only when the set was read back and matches."""
+    """Status 0 only when the set was read back and matches, and lacks nothing that should be in it."""
     from bootenv import prepare as story
     from bootenv.run import RUNNING
 
@@ -474,7 +474,9 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
         print(f"NOT protected: {left_out.what}: {left_out.why}")
     for difference in unlike:
         print(f"NOT as it was: {printable(f'{difference.what}: {difference.why}')}")
-    if arguments.keep or arguments.keep_days:
+    keeping = arguments.keep or arguments.keep_days
+    lacking = any(map(story.lacks, unlike))
+    if keeping and not lacking:
         from bootenv.schedule import retire
 
         for gone in retire(set, destination, arguments.keep, arguments.keep_days):
@@ -483,7 +485,10 @@ def _prepare(story: Any, survey: "Survey", arguments: argparse.Namespace) -> int
     # Of a provider's backup the lines above say what is known.
     print("The ASR disk was read back and matches." if set.provider else
           "The backup and the ASR disk were read back and match.")
-    return 0
+    if lacking:
+        print("The set is made, but it lacks what is named above."
+              + (" Older backups were kept for that." if keeping else ""))
+    return 1 if lacking else 0
 
 
 def _with_password(work: Callable[[], T]) -> T:

@@ -26,7 +26,7 @@ from textual.app import App
 from textual.widgets import Input
 
 import bootenv.run
-from bootenv import errors, keymap
+from bootenv import collect, errors, keymap, schedule, snapshot
 from bootenv import network as bootenv_network
 from bootenv.asr_disk import AsrDisk, Drive
 from bootenv.backup import COPY, Entry, Selection
@@ -2714,6 +2714,59 @@ def test_prepare_without_a_screen_ends_with_0_when_all_was_read_back(headless, c
     assert "/run/backup/sample-20260314-1509.tar.zst" in said
     assert "NOT protected: /srv/data" in said
     assert said.endswith("The backup and the ASR disk were read back and match.\n")
+
+
+@pytest.mark.parametrize("why", [collect.unread(OSError(5, "")), snapshot.FULL, snapshot.HOOK.format(when="before"),
+                                 snapshot.HOOK.format(when="after")])
+def test_a_set_that_lacks_something_is_a_failure_and_no_older_backup_goes_for_it(why, headless, monkeypatch, capsys):
+    monkeypatch.setattr(headless, "prepare", lambda *_: working(Difference("home", why), outcome=SET))
+    monkeypatch.setattr(schedule, "retire", raises(AssertionError("an older backup was removed")))
+    assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0", "--keep", "1"]) == 1
+    assert capsys.readouterr().out.endswith(
+        "match.\nThe set is made, but it lacks what is named above. Older backups were kept for that.\n")
+    assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0"]) == 1
+    assert capsys.readouterr().out.endswith("The set is made, but it lacks what is named above.\n")
+
+
+@pytest.mark.parametrize("why", [collect.CHANGED, collect.VANISHED, collect.SOCKET, snapshot.LIVE])
+def test_what_moved_while_it_was_read_is_no_lack(why, headless, monkeypatch, capsys):
+    monkeypatch.setattr(headless, "prepare", lambda *_: working(Difference("home", why), outcome=SET))
+    monkeypatch.setattr(schedule, "retire", lambda *_: iter([Difference("old.tar.zst", "It was removed.")]))
+    assert main(["prepare", "--to", "/mnt", "--disk", "/dev/fd0", "--keep", "1"]) == 0
+    assert "old.tar.zst: It was removed." in capsys.readouterr().out
+
+
+INTERRUPTED = """
+import sys, time, bootenv.backup
+from bootenv.events import Progress
+from console.__main__ import main
+
+def write_backup(*_, **__):
+    try:
+        print("begun", flush=True)
+        while True:
+            time.sleep(0.01)
+            yield Progress("Backing up files...")
+    finally:
+        time.sleep(0.5)
+        print("taken away")
+
+bootenv.backup.write_backup = write_backup
+sys.exit(main(["pack", "/etc", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_it_what_it_began_is_taken_away(number, tmp_path):
+    process = subprocess.Popen((sys.executable, "-c", INTERRUPTED, tmp_path / "b"), cwd=SCREENS.parents[1], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    if number != signal.SIGINT:
+        time.sleep(0.2)
+        process.send_signal(number)            # which does not disturb the cleaning up
+    out, err = process.communicate(timeout=60)
+    assert (out.splitlines()[-1], err, process.returncode) == ("taken away", "asr: interrupted\n", 128 + number)
 
 
 @pytest.mark.parametrize("step", ["survey", "destination", "select", "prepare", "write_disk"])
