@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from .snapshot import FULL, HOOK, held_still
 
 HEADERS = "var/lib/asr/repair/headers" # of encrypted volumes, as <container's id>.img; only in the backup
 SOURCES = STATE / "sources"
+_OLDER = f"{REPAIR}.older"             # while a provider works; empty if there was none
 _TREE = STATE / "tree"                 # all of them in one, for a provider
 _HEADER_LOST = ("Recovery gives it a new header with a new passphrase: it cannot take the old one, with its key slots, "
                 "from another product's backup.")
@@ -269,6 +270,7 @@ def prepare(survey: Survey, destination: Destination, selection: Selection) -> G
     repair.parent.mkdir(parents=True, exist_ok=True)
     unlike: list[Difference] = []
     with alone(), at(destination), _recorded_packages(set):
+        put_back_copy()
         work = _provided(survey, set, destination, sif) if set.provider else _written(
             survey, set, destination.path, selection, sif)
         compared = yield from noted(work, unlike)
@@ -313,7 +315,7 @@ def _provided(survey: Survey, set: AsrSet, destination: Destination, sif: bytes)
     with _copy_to_be_backed_up(sif), sources(set.layout) as live, held_still(live, unlike) as found, \
             joined(found) as tree:
         compared = yield from back_up(find_provider(set.provider.name), set, provider_place(destination), tree,
-                                      (*survey.excluding["exclude"], *swaps))
+                                      (*survey.excluding["exclude"], *swaps, _OLDER))
     yield from unlike
     if not compared:
         yield Difference("backup", _NOT_COMPARED.format(name=set.provider.name))
@@ -324,13 +326,27 @@ def _provided(survey: Survey, set: AsrSet, destination: Destination, sif: bytes)
 def _copy_to_be_backed_up(sif: bytes) -> Iterator[None]:
     """The machine's own copy of asr.sif before its time, so that it is in the backup, too."""
     path = ROOT / REPAIR
-    older = path.read_bytes() if path.exists() else None
+    _keep(ROOT / _OLDER, path.read_bytes() if path.exists() else b"")
     _keep(path, sif)
     try:
         yield
     except BaseException:                  # GeneratorExit, too
-        path.unlink() if older is None else _keep(path, older)
+        put_back_copy()
         raise
+    (ROOT / _OLDER).unlink()
+
+
+def put_back_copy() -> None:
+    """The machine's own copy of asr.sif, where a provider's backup was not completed. Raises Busy while one works."""
+    older = ROOT / _OLDER
+    if not older.exists():
+        return
+    with alone(), suppress(FileNotFoundError):         # its end may have come meanwhile
+        if older.stat().st_size:
+            older.replace(ROOT / REPAIR)
+        else:
+            (ROOT / REPAIR).unlink(missing_ok=True)
+            older.unlink()
 
 
 @contextmanager

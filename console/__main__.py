@@ -528,13 +528,15 @@ def make_disk(arguments: argparse.Namespace) -> int:
     from bootenv import carried
     from bootenv.asr_disk import inside, put
     from bootenv.errors import NoAsrDisk, NoProvider
-    from bootenv.prepare import REPAIR, label_of
+    from bootenv.prepare import REPAIR, label_of, put_back_copy
     from bootenv.provider import find_provider
     from bootenv.run import ROOT
     from bootenv.sif import backup_of
     from bootenv.volumes import is_backup, read_copy
 
     with ExitStack() as open:
+        if not arguments.source:
+            put_back_copy()
         source = open.enter_context(_file(arguments.source)) if arguments.source else ROOT / REPAIR
         if not source.exists() and (volume := source.with_name(f"{source.name}.001")).exists():
             source = volume
@@ -608,10 +610,15 @@ def check(arguments: argparse.Namespace) -> int:
 
 def drift(arguments: argparse.Namespace) -> int:
     from bootenv.drift import find_drift, package_only_drift, remind
-    from bootenv.errors import DamagedSif, NoAsrDisk
+    from bootenv.errors import Busy, DamagedSif, NoAsrDisk
 
     _need_root("Looking at this computer's disks")
     quiet = arguments.packages             # package managers call it so, after each of their runs
+    if not quiet:
+        from bootenv.prepare import put_back_copy
+
+        with suppress(Busy):
+            put_back_copy()
     days = _MAX_AGE if arguments.max_age is None else arguments.max_age
     try:
         found = package_only_drift() if arguments.packages else find_drift(timedelta(days=days))

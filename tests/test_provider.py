@@ -3,6 +3,7 @@
 The provider below is what somebody writes who has read bootenv/provider.py and nothing else.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from bootenv import asr_disk, carried, destinations, prepare, provider, recover,
 from bootenv.asr_disk import AsrDisk, put, read_asr_disk
 from bootenv.backup import Selection, Source
 from bootenv.destinations import Destination
-from bootenv.errors import AsrDiskFull, BackupNotFound, NoProvider, ProviderFailed
+from bootenv.errors import AsrDiskFull, BackupNotFound, Busy, NoProvider, ProviderFailed
 from bootenv.events import Difference, Progress
 from bootenv.layout import SwapFile
 from bootenv.match import Match
@@ -197,7 +198,7 @@ def test_a_provider_written_from_the_page_backs_up_and_restores(machine, program
     assert (outcome.result, outcome.differences) == ("recovered", ())
     there = {str(path.relative_to(recovery.target)) for path in recovery.target.rglob("*") if path.is_file()}
     assert {"etc/hosts", "home/ann/letter"} <= there
-    assert not {"etc/locked", "tmp/scratch", "swapfile"} & there
+    assert not {"etc/locked", "tmp/scratch", "swapfile", prepare._OLDER} & there
     assert (recovery.target / "home/ann/letter").read_text() == "home/ann/letter"
     # The third copy of asr.sif is in the backup of every product.
     assert read_sif((recovery.target / prepare.REPAIR).read_bytes()) == set
@@ -247,6 +248,38 @@ def test_who_cancels_ends_the_provider_which_cleans_up(machine, program, tmp_pat
     work.close()
     assert not (tmp_path / "half").exists()
     assert not (machine / prepare.REPAIR).exists()
+
+
+def killed_while_a_provider_worked():
+    child = os.fork()
+    if not child:
+        with prepare._copy_to_be_backed_up(b"of a set that will not be"):
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("older", [b"the older set", b""])
+def test_the_machines_own_copy_is_put_back_after_a_kill(older, machine):
+    repair = machine / prepare.REPAIR
+    repair.parent.mkdir(parents=True)
+    if older:
+        repair.write_bytes(older)
+    killed_while_a_provider_worked()
+    assert repair.read_bytes() == b"of a set that will not be"
+    destinations.LOCK.parent.mkdir()
+    with destinations.LOCK.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Busy):              # it may be one that lives
+            prepare.put_back_copy()
+    prepare.put_back_copy()
+    assert [path.read_bytes() for path in repair.parent.iterdir()] == ([older] if older else [])
+
+
+def test_the_copy_of_a_newer_set_stays(machine, program, tmp_path):
+    killed_while_a_provider_worked()
+    _, set = prepared(survey_of(program), place_in(tmp_path))
+    prepare.put_back_copy()
+    assert read_sif((machine / prepare.REPAIR).read_bytes()) == set
 
 
 def test_what_a_provider_says_can_spoil_no_screen(machine, program):
