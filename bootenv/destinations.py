@@ -29,6 +29,10 @@ LOCK = STATE / "prepare.lock"          # of who mounts there, or below prepare.S
 _KINDS = ("disk", "part", "rom")       # of devices that the recovery medium mounts by itself
 _TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "f2fs")
 _MEMORY = ("tmpfs", "ramfs", "overlay", "squashfs")
+# File systems beside network.TYPES that are known to show what another computer holds; others may show any folder.
+_REMOTE = ("9p", "afs", "ceph", "davfs", "fuse.ceph", "fuse.curlftpfs", "fuse.davfs", "fuse.glusterfs", "fuse.rclone",
+           "fuse.s3fs", "fuse.sshfs", "glusterfs", "lustre")
+_THIS_COMPUTER = r"(//|\w+@)?\[?(localhost|127\.|::1\b)"      # begins the source of what it serves itself
 _LEAST_FREE = 64 * 2**20               # bytes; less holds no system's backup
 _VFAT_FILE = 2**32 - 1                 # bytes, the largest file of FAT32
 
@@ -53,6 +57,11 @@ class Place:
     size: int = 0              # bytes
     free: int = 0              # bytes
     refused: str = ""          # why no backup may be written there, a sentence; "" if one may
+
+    @property
+    def doubt(self) -> str:
+        """Why it may be lost together with this computer's disks, a sentence; "" if it is on another one."""
+        return _doubt(self.where, self.device, self.type)
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,13 @@ def _why_not(device: str, kind: str, type: str, critical: str, read_only: bool) 
     if type not in _TYPES:
         return f"{device} has a file system [{type}] that recovery cannot read."
     return f"{device} is read-only." if read_only else ""
+
+
+def _doubt(place: str, source: str, type: str) -> str:
+    if source.startswith("/dev/") or (type in (*network.TYPES, *_REMOTE) and not re.match(_THIS_COMPUTER, source)):
+        return ""
+    return (f"{place} ({type}) is not known to be elsewhere: if its files lie on a disk that recovery formats, the "
+            "backup is lost with it.")
 
 
 def _with_room(place: Place, used: int) -> Place:
@@ -330,11 +346,15 @@ def _warnings(place: str, volume: dict[str, str], url: str, free: int, used: int
                "no set is made.")
     if volume["fstype"] == "vfat" and backup_size(used) > _VFAT_FILE:
         yield SPLIT
+    if doubt := _doubt(place, volume["source"], volume["fstype"]):
+        yield doubt
     if url and (user := network.parse(url).user):
         yield (f"{place} is on the network: recovery gets an address by DHCP and mounts it by itself, but asks for the "
                f"password of {user}, which is not kept.")
     elif url:
         yield f"{place} is on the network: recovery gets an address by DHCP and mounts it by itself."
+    elif doubt:
+        yield f"Recovery does not know how to mount {place}: that must be done by hand then."
     elif not volume["source"].startswith("/dev/"):
         yield (f"{place} is on the network ({volume['fstype']}), in a way that recovery does not know: it must be "
                "mounted by hand then.")

@@ -154,7 +154,7 @@ class PrepareApp(SetupApp):
         """A place that will do, and the word to begin."""
         places = await self.ask(
             Looking(_LOOKING, partial(self.story.find_places, self.survey), _NO_SET))
-        best = next((place.where for place in places if not place.refused), "")
+        best = next((place.where for place in places if not place.refused and not place.doubt), "")
         place, name = self.typed
         at_once = False
         while True:
@@ -504,7 +504,7 @@ class Places(Choosing[str]):
         return place_line(found)
 
     def on_marks_moved(self) -> None:
-        self.query_one("#why", Lines).show(*wrapped(self.chosen.refused if self.chosen else ""))
+        self.query_one("#why", Lines).show(*wrapped(self.chosen.refused or self.chosen.doubt if self.chosen else ""))
 
     def action_choose(self) -> None:
         if self.chosen and not self.chosen.refused:

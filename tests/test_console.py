@@ -1887,6 +1887,16 @@ async def test_the_largest_suitable_volume_is_filled_in_and_another_is_browsed_f
     assert asked == [("/mnt/server", "monday")]
 
 
+async def test_what_may_lie_on_this_computers_disks_is_not_filled_in_and_said():
+    doubted = Place("/home/ann/safe", "/srv/cipher", "fuse.gocryptfs", "", 90 << 30, 80 << 30)
+    app = prepare.PrepareApp(preparation(find_places=lambda survey: (doubted, PLACES[1])), SURVEY)
+    async with app.run_test(size=(80, 25)) as pilot:
+        await to_the_destination(pilot)
+        assert "│ /mnt/server " in screen_text(app)
+        await pilot.press("f4")
+        await until(pilot, "is not known to be elsewhere")
+
+
 async def test_a_data_volume_is_added_and_the_machine_looked_at_anew():
     looked = []
 

@@ -69,6 +69,24 @@ def test_network_places_are_places_and_memory_is_none():
     assert seen == {"/mnt/nas": Place("/mnt/nas", "nas:/backups", "nfs4")}
 
 
+@pytest.mark.parametrize(("source", "type", "doubted"), [
+    ("nas:/backups", "nfs4", False), ("//nas/share", "cifs", False), ("ann@nas:/x", "fuse.sshfs", False),
+    ("local.example:/x", "nfs", False), ("/home/ann/cipher", "fuse.gocryptfs", True), ("a:b", "fuse.mergerfs", True),
+    ("localhost:/export", "nfs4", True), ("127.0.0.1:/export", "nfs", True), ("[::1]:/export", "nfs", True),
+    ("//localhost/share", "cifs", True), ("ann@localhost:/x", "fuse.sshfs", True),
+])
+def test_what_may_lie_on_this_computers_disks_is_doubted(source, type, doubted):
+    [place] = found([], Mounted("/mnt/x", source, type, "/")).values()
+    assert bool(place.doubt) == doubted
+
+
+def test_a_folder_that_shows_another_is_cautioned_of(on_another_disk, tmp_path):
+    on_another_disk |= {"fstype": "fuse.gocryptfs", "source": "/home/ann/cipher", "options": "rw", "uuid": ""}
+    warnings = destination(a_set(SYSTEM), MiB, str(tmp_path)).warnings
+    assert warnings[0].startswith(f"{tmp_path} (fuse.gocryptfs) is not known to be elsewhere")
+    assert not any("on the network" in warning for warning in warnings)
+
+
 def test_a_file_system_that_recovery_cannot_read_will_not_do():
     assert "[zfs_member]" in found([device("/dev/sdb1", "part", "zfs_member")],
                                    Mounted("/tank", "/dev/sdb1", "zfs", "/"))["/tank"].refused
