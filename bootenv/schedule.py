@@ -45,8 +45,6 @@ Type=oneshot
 ExecStart={command}
 # Whatever ended it, also a kill: what failed is said at the next login.
 ExecStopPost={asr} schedule ended {name}
-# If it is stopped, the program alone is told so: the shells that clean up for it must outlive it.
-KillMode=mixed
 Nice=10
 IOSchedulingClass=idle
 """
