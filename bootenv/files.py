@@ -11,7 +11,7 @@ from .destinations import files_of, volume_of
 from .errors import AsrError, DamagedBackup, DestinationRefused, NeedsRoot
 from .events import Difference, Event, noted
 from .network import TYPES, is_url
-from .run import run
+from .run import run, write_out
 from .sif import read_sif
 from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
@@ -135,7 +135,7 @@ def _writable(folder: Path, said: str) -> Iterator[None]:
         yield
     finally:
         if ours:
-            run(("sync", "--file-system", target))
+            write_out(Path(target))
             # This mount alone: a running system may have the volume mounted, too, and goes on writing to it.
             run(("mount", "-o", "remount,bind,ro", target))
 

@@ -32,7 +32,7 @@ from .provider import make_plan, provider_of, restore_files, secret_of
 from .recover import Check, Lock, restart
 from .run import LOG, log
 from .sif import PROVIDERS, AsrSet, read_sif
-from .target import assembled, enroll_keys, make_swap_files, mounted, set_read_only
+from .target import assembled, enroll_keys, make_swap_files, mounted, set_read_only, write_all_out
 from .volumes import FoundBackup, find_backup, forget, open_backup, password_wanted
 
 __all__ = ["Check", "FoundBackup", "Lock", "Outcome", "checks", "find_backup", "locks", "open_backup", "opens",
@@ -162,6 +162,7 @@ def _work(set: AsrSet, layout: Layout, backup: FoundBackup, target: Path, secret
     if not set.provider:
         in_backup = _in_backup(Path(backup.path), layout) or in_backup
     yield from remove_minimal(set, layout, target, in_backup)
+    yield from write_all_out(layout, target)
 
 
 def _in_backup(backup: Path, layout: Layout) -> Callable[[str], bool] | None:

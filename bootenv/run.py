@@ -158,6 +158,13 @@ def unmounting(point: Path, then: str = "") -> AbstractContextManager[subprocess
     return afterwards(f"! mountpoint -q {at} || umount {at} || umount --lazy {at}" + (then and f"\n{then} {at}"))
 
 
+def write_out(point: Path) -> None:
+    """What was written to a file system is on its disk. Raises CommandFailed, also if a write failed before: since
+    Linux 5.8 this call says so, syncfs(2), and sync(2) never does.
+    """
+    run(("sync", "--file-system", str(point)))
+
+
 def log(*lines: str) -> None:
     """Appends lines to setup.log, each with the time in UTC. A log that can't be written stops nothing."""
     stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")

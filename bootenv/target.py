@@ -12,7 +12,7 @@ from .filesystems import EXT, TOP
 from .layout import Filesystem, Layout, LuksContainer, MdArray, Mount
 from .plan import LVM, steps_to_stop
 from .probe import parse_luks
-from .run import log, run
+from .run import log, run, write_out
 
 TARGET = Path("/target")
 
@@ -205,6 +205,16 @@ def set_read_only(layout: Layout, target: Path, now: bool) -> None:
         if subvolume.read_only and mount:
             inner = subvolume.path.removeprefix(mount.subvolume).strip("/")
             run(("btrfs", "property", "set", str(target / mount.point.lstrip("/") / inner), "ro", str(now).lower()))
+
+
+def write_all_out(layout: Layout, target: Path) -> Iterator[Event]:
+    """All that was restored is on its disk. What is not, since writing it failed later on, is a Difference."""
+    for mount in layout.mounts_by_depth():
+        yield Progress("Writing to the disks", item=mount.point)
+        try:
+            write_out(target / mount.point.lstrip("/"))
+        except CommandFailed as error:
+            yield Difference(mount.point, f"Not all of it could be written to its disk: {error}")
 
 
 def _how(filesystem: Filesystem, mount: Mount) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import bootenv.run
 from bootenv import asr_disk, files, media
 from bootenv.backup import Source, write_backup
 from bootenv.errors import DestinationRefused
@@ -30,7 +31,8 @@ def volume(monkeypatch) -> dict[str, str]:
 @pytest.fixture
 def ran(monkeypatch) -> list[tuple[str, ...]]:
     ran = []
-    monkeypatch.setattr(files, "run", lambda argv, **_: ran.append(argv) or "")
+    for module in (files, bootenv.run):
+        monkeypatch.setattr(module, "run", lambda argv, **_: ran.append(argv) or "")
     return ran
 
 

@@ -141,7 +141,7 @@ def recovery(tmp_path, monkeypatch):
     target.mkdir()
     nothing = {name: lambda *_, **__: iter(()) for name in (
         "execute", "copy_minimal", "install_minimal", "make_swap_files", "enroll_keys", "install_system",
-        "remove_minimal")}
+        "remove_minimal", "write_all_out")}
     nothing |= {name: lambda *_, **__: None for name in (
         "probe", "plan", "carry", "write_log", "set_read_only", "located", "left_by_minimal", "forget")}
     for story in (recover, restore):

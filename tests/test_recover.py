@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+import bootenv.run
 from bootenv import recover, restore, target
 from bootenv.errors import CommandFailed
-from bootenv.layout import Disk, Filesystem, Layout, LuksContainer, Partition
+from bootenv.events import Difference
+from bootenv.layout import Disk, Filesystem, Layout, LuksContainer, Mount, Partition
 
 STICK, BACKUP, FLOPPY, BLANK = (Disk(name, f"/dev/{name}", 2**33, label="dos") for name in ("sda", "sdb", "sdc", "sdd"))
 PRESENT = Layout(
@@ -107,6 +109,24 @@ def test_what_is_at_work_in_the_recovered_system_does_not_make_it_unrecovered(mo
     monkeypatch.setattr(target, "run", run)
     target._unmount(Path("/target/home"))
     assert ran[-1] == ("umount", "--lazy", "/target/home")
+
+
+def test_what_the_disk_has_lost_after_it_was_written_is_a_difference(monkeypatch):
+    """Not an exception: the other file systems are asked, too."""
+    def run(argv):
+        assert argv[:2] == ("sync", "--file-system")
+        if argv[2] == "/target/home":
+            raise CommandFailed("sync failed: error syncing '/target/home': Input/output error")
+        asked.append(argv[2])
+
+    asked = []
+    monkeypatch.setattr(bootenv.run, "run", run)
+    layout = Layout(mounts=(Mount("b", "/home"), Mount("a", "/"), Mount("c", "/srv/data")))
+    events = list(target.write_all_out(layout, Path("/target")))
+    assert asked == ["/target", "/target/srv/data"]
+    assert [event for event in events if isinstance(event, Difference)] == [Difference(
+        "/home", "Not all of it could be written to its disk: sync failed: error syncing '/target/home': "
+                 "Input/output error")]
 
 
 @pytest.fixture

@@ -105,7 +105,8 @@ def test_the_restore_runs_them_around_the_files_and_before_the_initramfs(ran, mo
     def step(name):
         return lambda *_, **__: iter([Progress(name)])
 
-    for name in ("restore_backup", "make_swap_files", "enroll_keys", "install_system", "remove_minimal"):
+    for name in ("restore_backup", "make_swap_files", "enroll_keys", "install_system", "remove_minimal",
+                 "write_all_out"):
         monkeypatch.setattr(restore, name, step(name))
     for name in ("set_read_only", "_in_backup"):
         monkeypatch.setattr(restore, name, lambda *_: None)
@@ -113,7 +114,7 @@ def test_the_restore_runs_them_around_the_files_and_before_the_initramfs(ran, mo
     work = restore._work(replace(SET, commands=ALL), SET.layout, SimpleNamespace(path="b"), tmp_path, {})
     assert [event.status for event in work] == [
         STOP.title, "restore_backup", "make_swap_files", "enroll_keys", NOTE.title, JOIN.title, "install_system",
-        "remove_minimal"]
+        "remove_minimal", "write_all_out"]
 
 
 def test_programs_that_the_medium_lacks_are_known_before_the_first_write(monkeypatch):
