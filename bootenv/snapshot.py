@@ -6,6 +6,7 @@ next run.
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,7 +37,7 @@ HOOK = "It failed {when} the backup; the log has what it said."
 class _Snapshot:
     """How to make and remove a snapshot of one source, and what to read instead of it."""
 
-    make: tuple[tuple[str, ...], ...]
+    make: tuple[tuple[str, ...], ...]  # nothing: what never changes is read as it is
     remove: str                        # a shell script that is right whether or not the snapshot is there
     sources: tuple[Source, ...]
     volume: str = ""                   # of LVM, where it can run full
@@ -64,20 +65,32 @@ def held_still(sources: Sequence[Source], differences: list[Difference]) -> Iter
 
 
 def _hold_still(source: Source, stack: ExitStack, found: list[Source], differences: list[Difference]) -> bool:
+    """All of the source, or nothing: snapshots of a part of it would be read as files of the rest."""
     try:
-        snapshots = list(_snapshots(source, len(found)))
-        for snapshot in snapshots:
-            run(("sh", "-c", snapshot.remove), check=False)        # an older run's
-            stack.enter_context(afterwards(_patiently(snapshot.remove)))
-            for argv in snapshot.make:
-                run(argv)
-            if snapshot.volume:
-                stack.enter_context(_not_full(source, snapshot.volume, differences))
+        with ExitStack() as made:
+            snapshots = list(_snapshots(source, len(found)))
+            for snapshot in snapshots:
+                made.enter_context(_made(snapshot))
+                if snapshot.volume:
+                    made.enter_context(_not_full(source, snapshot.volume, differences))
+            stack.enter_context(made.pop_all())
     except (CommandFailed, ToolMissing) as error:
         log(f"/{source.prefix} is read live: {error}")
         return False
     found += [source for snapshot in snapshots for source in snapshot.sources]
     return bool(snapshots)
+
+
+@contextmanager
+def _made(snapshot: _Snapshot) -> Iterator[None]:
+    if not snapshot.make:
+        yield
+        return
+    run(("sh", "-c", snapshot.remove), check=False)                # an older run's
+    with afterwards(_patiently(snapshot.remove)):
+        for argv in snapshot.make:
+            run(argv)
+        yield
 
 
 def _snapshots(source: Source, number: int) -> Iterator[_Snapshot]:
@@ -87,9 +100,29 @@ def _snapshots(source: Source, number: int) -> Iterator[_Snapshot]:
     if row["fstype"] == "btrfs":
         yield from _of_subvolumes(source, row["fsroot"])
         return
+    _remove_left(_volume(row["source"])["vg_name"], number)
+    yield _of_volume(source, number, row, _volume(row["source"]))
+
+
+def _volume(device: str) -> dict[str, str]:
     report = json.loads(run(("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options",
-                             "vg_name,lv_name,lv_size,vg_free,pool_lv", row["source"])))
-    yield _of_volume(source, number, row, report["report"][0]["lv"][0])
+                             "vg_name,lv_name,lv_size,vg_free,pool_lv", device)))
+    volume: dict[str, str] = report["report"][0]["lv"][0]
+    return volume
+
+
+def _remove_left(group: str, number: int) -> None:
+    """Snapshots that an older run left in a volume group take its room. Those of this run have lower numbers."""
+    for name in run(("lvs", "--noheadings", "--options", "lv_name", group)).split():
+        match = re.fullmatch(rf"{_NAME}-(\d+)", name)
+        if match and int(match[1]) >= number:
+            run(("sh", "-c", _removal(group, int(match[1]))), check=False)
+
+
+def _removal(group: str, number: int) -> str:
+    name, point = f"{group}/{_NAME}-{number}", _POINTS / str(number)
+    return (f"{{ ! mountpoint -q {point} || umount {point}; }} && "
+            f"{{ ! lvs {name} >/dev/null 2>&1 || lvremove --yes {name}; }}")
 
 
 def _of_volume(source: Source, number: int, mount: dict[str, str], volume: dict[str, str]) -> _Snapshot:
@@ -109,8 +142,7 @@ def _of_volume(source: Source, number: int, mount: dict[str, str], volume: dict[
             ("mkdir", "-p", str(point)),
             ("mount", "-o", options, f"/dev/{group}/{name}", str(point)),
         ),
-        remove=f"{{ ! mountpoint -q {point} || umount {point}; }} && "
-               f"{{ ! lvs {group}/{name} >/dev/null 2>&1 || lvremove --yes {group}/{name}; }}",
+        remove=_removal(group, number),
         sources=(Source(point / mount["fsroot"].lstrip("/"), source.prefix),),
         volume="" if volume["pool_lv"] else f"{group}/{name}",
     )
@@ -119,12 +151,17 @@ def _of_volume(source: Source, number: int, mount: dict[str, str], volume: dict[
 def _of_subvolumes(source: Source, root: str) -> Iterator[_Snapshot]:
     """A snapshot has empty directories where the subvolume has others in it, so each of these has its own.
 
-    But not what is itself a snapshot: recovery makes none again.
+    But not what is itself a snapshot: recovery makes none again. What is read-only needs none, and can have none.
     """
     place = Path(os.fsdecode(source.directory))
     names = shlex.join((str(place), str(place / f".{_NAME}")))
-    inner = [line.partition(" path ")[2] for line in
-             run(("btrfs", "subvolume", "list", "-o", "-q", str(place))).splitlines() if " parent_uuid - " in line]
+    lines = run(("btrfs", "subvolume", "list", "-o", "-q", str(place))).splitlines()
+    if run(("btrfs", "property", "get", "-t", "subvol", str(place), "ro")).strip() == "ro=true":
+        if lines:
+            raise CommandFailed(f"{place} is read-only, and has subvolumes in it")
+        yield _Snapshot((), "", (source,))
+        return
+    inner = [line.partition(" path ")[2] for line in lines if " parent_uuid - " in line]
     yield _Snapshot(
         make=(("sh", "-ec", _MAKE_IN, "sh", str(place), str(place / f".{_NAME}")),),
         remove=f"set -- {names}; {_REMOVE_FROM}",

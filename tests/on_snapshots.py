@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bootenv.backup import Source, restore_backup, write_backup
@@ -33,6 +35,14 @@ def main(_: str) -> None:
     shell("lvcreate", "--yes", "--quiet", "--name", "fill", "--extents", "100%FREE", "vg")
     results["no room"] = backed_up(("ext4", ""))
     shell("lvremove", "--yes", "--quiet", "vg/fill")
+    shell("lvcreate", "--yes", "--quiet", "--snapshot", "--name", "asr-snapshot-0", "--size", "16M", "vg/ext4")
+    shell("lvcreate", "--yes", "--quiet", "--name", "fill", "--extents", "100%FREE", "vg")
+    results["older"] = backed_up(("ext4", ""))
+    shell("lvremove", "--yes", "--quiet", "vg/fill")
+    with read_only():
+        results["read-only"] = backed_up(("btrfs", ""))
+    with read_only("within"):
+        results["half"] = backed_up(("btrfs", ""))
     results["overrun"] = backed_up(("xfs", ""), flood=120)
     results["killed"] = killed()
     json.dump(results, sys.stdout)
@@ -59,6 +69,19 @@ def make() -> None:
         (hooks / name).write_text(HOOK.format("btrfs", status))
         (hooks / name).chmod(0o755)
     (hooks / "README").write_text("not executable")
+
+
+@contextmanager
+def read_only(*inner: str) -> Iterator[None]:
+    """One more subvolume, with others in it, that is read-only."""
+    fixed = WORK / "btrfs/fixed"
+    for path in (fixed, *(fixed / name for name in inner)):
+        shell("btrfs", "subvolume", "create", str(path))
+        (path / "file").write_text("fixed")
+    shell("btrfs", "property", "set", "-t", "subvol", str(fixed), "ro", "true")
+    yield
+    shell("btrfs", "property", "set", "-t", "subvol", str(fixed), "ro", "false")
+    shell("btrfs", "subvolume", "delete", *(str(path) for path in (*(fixed / name for name in inner), fixed)))
 
 
 def files() -> list[Path]:
