@@ -11,7 +11,8 @@
 `asr prepare` puts them into asr.sif, so they are what they were when the set was made. Each runs as root, in the order
 of the file, with ASR_TARGET: the directory of the restored system, which is / for a command that runs in it. "after"
 is when the files are back, and before the boot loader and initramfs are made. A restore that is repeated runs them
-again. What they say is in the log; nobody answers what they ask. asr.sif is no place for secrets.
+again. What they say is in the log; nobody answers what they ask, and one that takes more than twelve hours is ended,
+and has failed. asr.sif is no place for secrets.
 """
 
 import os
@@ -26,6 +27,7 @@ from .sif import LIMIT, Command, record_of, why_wrong
 from .target import TARGET, chroot, run_in
 
 LIST = "etc/asr/commands.toml"         # on the healthy machine
+_LONGEST = 12 * 3600                   # seconds: one may bring a whole database back, but nobody may be there to end it
 _PLACES = {"recovery": "in the recovery environment", "system": "in the restored system"}
 
 
@@ -94,9 +96,9 @@ def run_commands(commands: Iterable[Command], when: str, target: Path) -> Iterat
         try:
             if command.where == "system":
                 with chroot(target):
-                    run_in(target, *command.argv, environment={"ASR_TARGET": "/"})
+                    run_in(target, *command.argv, environment={"ASR_TARGET": "/"}, limit=_LONGEST)
             else:
-                run(command.argv, environment={"ASR_TARGET": str(target)})
+                run(command.argv, environment={"ASR_TARGET": str(target)}, limit=_LONGEST)
         except (CommandFailed, ToolMissing, OSError) as error:
             if command.critical:
                 raise _critical(command, error) from error

@@ -1,5 +1,6 @@
 """The one door to other programs, and the log that goes through it."""
 
+import fcntl
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
+from typing import BinaryIO
 
 from .errors import CommandFailed, ToolMissing
 
@@ -36,7 +38,7 @@ _ENVIRONMENT = {
 }
 _LAST_WORDS = 400
 _LONGEST_LINE = 2**16                  # bytes
-_SECONDS_TO_END = 20
+_SECONDS_TO_END = 30
 
 
 def run(
@@ -45,22 +47,20 @@ def run(
     input: bytes | None = None,
     check: bool = True,
     environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
 ) -> str:
     """Runs a program to its end and returns what it wrote on stdout, decoded with surrogateescape.
 
     Its standard input is empty unless `input` is given; it never sees the console's descriptors, since Textual
     draws on stderr. `environment` comes on top of the one that all have. Raises ToolMissing, and CommandFailed
     for an exit status other than 0 unless `check` is False.
+
+    `limit`: the seconds that it may take, for programs that others wrote. After them it is ended, and has failed. What
+    it has left at work in the background is not waited for.
     """
     log("+ " + shlex.join(argv))
     try:
-        done = subprocess.run(
-            argv,
-            input=input if input is not None else b"",
-            capture_output=True,
-            env=_ENVIRONMENT | dict(environment or {}),
-            start_new_session=True,   # no terminal to ask on, and the console's signals are not the child's
-        )
+        done = _to_its_end(argv, input or b"", _ENVIRONMENT | dict(environment or {}), limit)
     except FileNotFoundError:
         raise ToolMissing(
             f"The program {argv[0]} is not on this system.",
@@ -76,6 +76,55 @@ def run(
             raise CommandFailed(f"{argv[0]} failed: {words or f'exit status {done.returncode}'}",
                                 status=done.returncode)
     return out
+
+
+def _to_its_end(argv: tuple[str, ...], input: bytes, environment: Mapping[str, str], limit: float | None
+                ) -> subprocess.CompletedProcess[bytes]:
+    """With a limit, output goes to files: a pipe would end only when nobody in the background holds it any more.
+
+    Without one it goes to pipes: AppArmor lets those alone that it confines write to them.
+    """
+    with _in_memory() as out, _in_memory() as err:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=out if limit else subprocess.PIPE,
+            stderr=err if limit else subprocess.PIPE, env=environment,
+            start_new_session=True)   # no terminal to ask on, and the console's signals are not the child's
+        late = 0
+        try:
+            said = process.communicate(input, timeout=limit)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            late = 1
+            err.write(f"\nIt was ended since it took more than {limit} seconds.".encode())
+        except BaseException:
+            _let_end(process)
+            raise
+        if limit:
+            said = _all_of(out), _all_of(err)
+    return subprocess.CompletedProcess(argv, process.returncode or late, *said)
+
+
+@contextmanager
+def _in_memory() -> Iterator[BinaryIO]:
+    """A file, to whose end everybody writes."""
+    with open(os.memfd_create("output"), "w+b", buffering=0) as file:
+        fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)      # also after a script's >/dev/stderr, which empties it
+        yield file
+
+
+def _all_of(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _let_end(process: subprocess.Popen[bytes]) -> None:
+    """After Ctrl+C, which it has not seen: LVM that is killed may leave a volume that hangs whoever reads it."""
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_SECONDS_TO_END)       # reads what would else hold it up
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, SIGTERM)
 
 
 def lines_of(argv: tuple[str, ...], *, input: bytes, environment: Mapping[str, str]

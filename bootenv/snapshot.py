@@ -22,6 +22,7 @@ HOOKS = "/etc/asr/hooks.d"
 _NAME = "asr-snapshot"                 # of what is made here
 _POINTS = STATE / "snapshots"
 _LEAST, _MOST = 0.05, 0.20             # of a volume's size for what changes while its snapshot is there
+_LONGEST = 3600                        # seconds for a hook: one that hangs must not keep a job from ever ending
 
 # A snapshot comes and goes as a name in the subvolume's own directory, whose time is to stay what it was.
 _MAKE_IN = 'time=$(stat --format=%.Y "$1"); btrfs subvolume snapshot -r "$1" "$2"; touch -m -d "@$time" "$1"'
@@ -199,7 +200,7 @@ def _hooks(differences: list[Difference]) -> Iterator[None]:
     with afterwards(f"{after}exit $status") as keeper:
         for name in names:
             try:
-                run(_hook(name, "before"))
+                run(_hook(name, "before"), limit=_LONGEST)
             except (CommandFailed, ToolMissing, OSError):
                 differences.append(Difference(f"{HOOKS}/{name}", HOOK.format(when="before")))
         yield

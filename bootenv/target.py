@@ -270,6 +270,6 @@ def chroot(target: Path) -> Iterator[None]:
         yield
 
 
-def run_in(target: Path, *argv: str, environment: Mapping[str, str] | None = None) -> str:
+def run_in(target: Path, *argv: str, environment: Mapping[str, str] | None = None, limit: float | None = None) -> str:
     """Runs one of the target's own programs in the target; use it within chroot()."""
-    return run(("chroot", str(target), *argv), environment=environment)
+    return run(("chroot", str(target), *argv), environment=environment, limit=limit)

@@ -36,10 +36,11 @@ def no_real_commands(request, monkeypatch, tmp_path):
     if {"disks", "vm"} & {mark.name for mark in request.node.iter_markers()}:
         return
 
-    def refuse(argv, **_):
+    def refuse(argv, *_, **__):
         raise AssertionError(f"a test of values started {argv}")
 
-    monkeypatch.setattr(bootenv.run.subprocess, "run", refuse)
+    monkeypatch.setattr(bootenv.run, "_to_its_end", refuse)
+    monkeypatch.setattr(subprocess, "run", refuse)
 
 
 @pytest.fixture

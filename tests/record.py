@@ -8,7 +8,6 @@ FOLDER then holds commands.json, with the output of every program that looking a
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,16 +41,16 @@ def instead(module: Any, name: str, value: Any) -> Iterator[None]:
 def recording() -> Iterator[Commands]:
     """Collects every program that bootenv runs, with its exit status and what it wrote."""
     commands: Commands = []
-    real = subprocess.run
+    real = bootenv.run._to_its_end
 
-    def run(argv: tuple[str, ...], **options: Any) -> Any:
+    def run(argv: tuple[str, ...], *options: Any) -> Any:
         entry: dict[str, Any] = {"argv": list(argv), "status": _MISSING, "out": []}
         commands.append(entry)
-        done = real(argv, **options)
+        done = real(argv, *options)
         entry |= {"status": done.returncode, "out": done.stdout.decode(errors="surrogateescape").splitlines()}
         return done
 
-    with instead(bootenv.run, "subprocess", SimpleNamespace(run=run)):
+    with instead(bootenv.run, "_to_its_end", run):
         yield commands
 
 
@@ -61,7 +60,7 @@ def replayed(folder: Path) -> Iterator[None]:
     machine = json.loads((folder / "commands.json").read_text())
     recorded = {tuple(entry["argv"]): entry for entry in machine["commands"]}
 
-    def run(argv: tuple[str, ...], **_: Any) -> Any:
+    def run(argv: tuple[str, ...], *_: Any) -> Any:
         assert argv in recorded, f"{argv} was not recorded"
         entry = recorded[argv]
         if entry["status"] == _MISSING:
@@ -69,7 +68,7 @@ def replayed(folder: Path) -> Iterator[None]:
         out = "".join(f"{line}\n" for line in entry["out"])
         return SimpleNamespace(returncode=entry["status"], stdout=out.encode(errors="surrogateescape"), stderr=b"")
 
-    with instead(bootenv.run, "subprocess", SimpleNamespace(run=run)), \
+    with instead(bootenv.run, "_to_its_end", run), \
             instead(bootenv.probe, "ROOT", Path(machine["root"])), \
             instead(bootenv.probe, "_file", lambda name: _text(folder / name)):
         yield

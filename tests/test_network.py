@@ -6,6 +6,7 @@ import socket
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -161,8 +162,8 @@ def test_a_password_is_given_on_standard_input_alone(server, tmp_path, monkeypat
 
 def test_no_log_has_the_password(server, tmp_path, monkeypatch):
     monkeypatch.setattr(network, "run", bootenv.run.run)
-    monkeypatch.setattr(bootenv.run.subprocess, "run", lambda argv, **_: type("Done", (), {
-        "returncode": 32, "stdout": b"", "stderr": b"mount error(13): Permission denied\n"})())
+    monkeypatch.setattr(bootenv.run, "_to_its_end", lambda argv, *_: CompletedProcess(
+        argv, 32, b"", b"mount error(13): Permission denied\n"))
     assert not network.opens(SHARE, b"s3cret")
     log = bootenv.run.LOG.read_text()
     assert "mount error(13)" in log

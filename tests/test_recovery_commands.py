@@ -35,7 +35,8 @@ def ran(monkeypatch):
     """What was run; the programs in `fails` fail."""
     log = SimpleNamespace(calls=[], fails=set(), chroots=0)
 
-    def run(argv, *, environment=None):
+    def run(argv, *, environment, limit):
+        assert limit, "a command that hangs would never end"
         log.calls.append((argv, environment["ASR_TARGET"]))
         if argv[0] in log.fails:
             raise CommandFailed(f"{argv[0]} failed: no such domain")
@@ -47,7 +48,7 @@ def ran(monkeypatch):
         yield
 
     monkeypatch.setattr(commands, "run", run)
-    monkeypatch.setattr(commands, "run_in", lambda target, *argv, environment: run(argv, environment=environment))
+    monkeypatch.setattr(commands, "run_in", lambda target, *argv, **options: run(argv, **options))
     monkeypatch.setattr(commands, "chroot", chroot)
     return log
 
