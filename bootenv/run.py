@@ -40,6 +40,14 @@ _LAST_WORDS = 400
 _LONGEST_LINE = 2**16                  # bytes
 _SECONDS_TO_END = 30
 
+# What a keeper does before its script: it waits for the program's end. systemd stops a job by a signal to all of its
+# processes, and sends another one to those that are left then. Neither ends the keeper; and where the program did not
+# live to say a word, the script's commands live through it, too. Else they have all signals: `timeout` needs them.
+_WAITS = """\
+trap : HUP INT TERM
+test "$(trap '' HUP INT TERM; cat)" || trap '' HUP INT TERM
+"""
+
 
 def run(
     argv: tuple[str, ...],
@@ -181,23 +189,27 @@ def _last_line(begun: int) -> str:
 
 
 @contextmanager
-def afterwards(script: str) -> Iterator[subprocess.Popen]:
+def afterwards(script: str, limit: float | None = None) -> Iterator[subprocess.Popen]:
     """Has a shell script run when the block ends, however it ends: even if this process is killed.
 
     A shell of its own session waits for the end of a pipe that only this process holds. After the block its
-    `returncode` is that of the script; what it writes is in the log.
+    `returncode` is that of the script; what it writes is in the log. `limit`: the seconds that it may take then.
     """
     log(f"afterwards: {script}")
     with open(LOG if LOG.exists() else os.devnull, "ab") as out:
         keeper = subprocess.Popen(
-            ("sh", "-c", f"cat >/dev/null\n{script}"), stdin=subprocess.PIPE, stdout=out, stderr=out,
+            ("sh", "-c", _WAITS + script), stdin=subprocess.PIPE, stdout=out, stderr=out,
             env=_ENVIRONMENT, start_new_session=True)
     assert keeper.stdin
     try:
         yield keeper
     finally:
-        keeper.stdin.close()
-        if keeper.wait():
+        with suppress(BrokenPipeError), keeper.stdin as pipe:
+            pipe.write(b"alive")
+        with suppress(subprocess.TimeoutExpired):
+            keeper.wait(limit)
+        _end(keeper)
+        if keeper.returncode:
             log(f"= exit status {keeper.returncode} of: {script}")
 
 

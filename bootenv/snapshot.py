@@ -197,7 +197,7 @@ def _hooks(differences: list[Difference]) -> Iterator[None]:
         yield
         return
     after = "status=0\n" + "".join(f"{shlex.join(_hook(name, 'after'))} || status=1\n" for name in names)
-    with afterwards(f"{after}exit $status") as keeper:
+    with afterwards(f"{after}exit $status", _LONGEST * len(names)) as keeper:
         for name in names:
             try:
                 run(_hook(name, "before"), limit=_LONGEST)

@@ -1,5 +1,6 @@
 """The one door to other programs: what it waits for, and what is done whatever ends the program."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from bootenv import run as door
 from bootenv.errors import CommandFailed
-from bootenv.run import run
+from bootenv.run import afterwards, run
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.disks         # real programs, which change nothing
@@ -67,3 +68,30 @@ def test_ctrl_c_lets_the_program_at_work_end(tmp_path):
 def test_after_ctrl_c_a_program_that_does_not_end_is_told_to(tmp_path):
     assert interrupted("trap 'touch told; exit' TERM; sleep 60 & wait", tmp_path, seconds=0.5) == -signal.SIGINT
     assert appears(tmp_path / "told")
+
+
+def test_a_signal_to_a_whole_job_leaves_the_script_to_run_to_its_end(tmp_path):
+    """A second signal comes when the program is gone."""
+    script = f"touch {tmp_path}/begun; sh -c 'kill -TERM 0; touch {tmp_path}/ended'"
+    process = python("import signal\nfrom bootenv.run import afterwards\n"
+                     f"with afterwards({script!r}) as keeper:\n    print(keeper.pid, flush=True)\n    signal.pause()\n",
+                     stdout=subprocess.PIPE)
+    keeper = int(process.stdout.readline())
+    time.sleep(0.5)
+    os.killpg(keeper, signal.SIGTERM)
+    time.sleep(0.5)
+    assert not (tmp_path / "begun").exists(), "the program is still at work"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    assert appears(tmp_path / "ended")
+
+
+def test_while_the_program_goes_on_its_script_can_be_ended_by_signals():
+    with afterwards("sh -c 'kill -TERM $$; sleep 5'\nexit $?") as keeper:
+        pass
+    assert keeper.returncode == 128 + signal.SIGTERM
+    began = time.monotonic()
+    with afterwards("sleep 60", 0.5) as keeper:
+        pass
+    assert keeper.returncode
+    assert time.monotonic() - began < 30
