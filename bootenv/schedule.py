@@ -45,6 +45,8 @@ Type=oneshot
 ExecStart={command}
 # Whatever ended it, also a kill: what failed is said at the next login.
 ExecStopPost={asr} schedule ended {name}
+# Hooks that run after a backup may start a database, and snapshots are removed.
+TimeoutStopSec=10min
 Nice=10
 IOSchedulingClass=idle
 """
