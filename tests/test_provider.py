@@ -547,7 +547,8 @@ def test_a_damaged_tar_is_a_failure(tree, tmp_path):
     (tmp_path / "place").mkdir()
     done_by("tar", tree, tmp_path)
     data = bytearray((tmp_path / "place/h-1.tzst").read_bytes())
-    data[len(data) // 2] ^= 1
+    middle = len(data) // 2                    # some single bits of a frame are for later versions of zstd
+    data[middle:middle + 8] = bytes(byte ^ 0xFF for byte in data[middle:middle + 8])
     (tmp_path / "place/h-1.tzst").write_bytes(data)
     set = replace(SET, provider=ProviderReference("tar"), backup=replace(SET.backup, name="h-1"))
     with pytest.raises(ProviderFailed, match="is damaged"):

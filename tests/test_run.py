@@ -26,7 +26,9 @@ def appears(path: Path) -> bool:
 
 
 def python(program: str, **options) -> subprocess.Popen:
-    return subprocess.Popen((sys.executable, "-c", program), cwd=REPOSITORY, text=True, **options)
+    # With signals as a terminal's programs have them: what is started in the background ignores some.
+    return subprocess.Popen(("env", "--default-signal", sys.executable, "-c", program), cwd=REPOSITORY, text=True,
+                            **options)
 
 
 def test_what_a_program_leaves_in_the_background_is_not_waited_for():
