@@ -146,6 +146,7 @@ def man() -> str:
     for kind in every_error():
         lines += [".TP", f"ASR-{kind.number:03d}", _plain(kind.title)]
     lines += [".SH EXIT STATUS", "0 if all is done and as it should be, 1 if not, 2 for a command line that is none.",
+              "130 after Ctrl+C, 143 after SIGTERM, 129 after SIGHUP: what was not whole is removed then.",
               r"Of asr check: 0 recoverable, 1 with losses, 2 not recoverable, 3 could not look.",
               r"Of asr check \-\-drift: 0 nothing has changed, 1 a new set is due, 3 could not look."]
     return "\n".join(lines) + "\n"
