@@ -950,10 +950,7 @@ class _Restoring:
         self._journal = journal
         self._pace = _Pace()
         self._missing = set(only) if index.whole else set()
-        self._wanted: _Seqs | None = None      # all frames, if None
-        if only and index.whole:
-            self._wanted = _Seqs()
-            self._want(self._wanted, only)
+        self._wanted = self._frames_of(only) if only and index.whole else None         # all frames, if None
         self._other_names: dict[bytes, bytes] = {}         # of files that are wanted by later names only
         self._names_in: dict[int, dict[bytes, bytes]] = {}  # of these, the ones in a frame
         if only:
@@ -1041,16 +1038,18 @@ class _Restoring:
             yield Difference("owners", "Only root can give files to others; all belong to the user who extracted them.")
         yield Progress("Restoring files...", self._total, self._total, "", "", self._total_files, self._total_files)
 
-    def _want(self, wanted: _Seqs, only: tuple[bytes, ...]) -> None:
+    def _frames_of(self, only: tuple[bytes, ...]) -> _Seqs:
         """The frames that hold these paths, or what is below them."""
+        found = _Seqs()
         needles = [b" " + path + end for path in only for end in (b"\0", b"/")]
         for seq, text in self._index.groups():
             if b"" not in only and not any(needle in text + b"\0" for needle in needles):
                 continue                       # most are looked at no closer
             for record in parse_records(text):
                 if is_wanted(record.path, only):
-                    wanted.add(seq, seq)
+                    found.add(seq, seq)
                     self._missing -= {path for path in self._missing if is_wanted(record.path, (path,))}
+        return found
 
     def _holding(self, paths: Collection[bytes]) -> Iterator[tuple[int, bytes]]:
         """Which of these paths a frame holds, and its number; of all frames."""

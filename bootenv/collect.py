@@ -386,7 +386,7 @@ class Collector:
             name = self._trees[tree].name(path)
             try:
                 directory = self._directories[tree].open(path)
-                self._directory(directory, name, path)
+                own = identity(self._directory(directory, name, path)) == self._folder
             except OSError as error:
                 self._differs(name, unread(error))
                 continue
@@ -396,7 +396,6 @@ class Collector:
             below, archived = path and path + b"/", name and name + b"/"
             tagged = not self._caches and self._is_cache(directory, name)
             concerned = self._excluder.concerns(name)
-            own = self._folder and identity(os.fstat(directory)) == self._folder
             for entries in self._listed(directory, name):
                 if own:
                     entries = [entry for entry in entries if not self._is_volume(archived, entry[0])]
@@ -477,14 +476,16 @@ class Collector:
         self._differs(name, TAGGED)
         return True
 
-    def _directory(self, fd: int, name: bytes, path: bytes) -> None:
+    def _directory(self, fd: int, name: bytes, path: bytes) -> os.stat_result:
+        status = os.fstat(fd)
         xattrs, why = xattrs_of(fd)
-        head = self._batch.add(from_stat(name, os.fstat(fd), xattrs, flags_of(fd)))
+        head = self._batch.add(from_stat(name, status, xattrs, flags_of(fd)))
         if why:
             self._differs(name, why)
         # Where another tree goes, its own root is what the directory is like once that is mounted.
         if not path or name not in self._prefixes:
             self._again.append(head)
+        return status
 
     @staticmethod
     def _open_ahead(directory: int, name: bytes) -> int:

@@ -232,20 +232,20 @@ def backup(options: argparse.Namespace) -> None:
     place = Path(tempfile.mkdtemp(prefix="asr-bench-", dir=options.place))
     try:
         sets = make_sets(Path(options.trees or place), options.sets, options.scale)
+        ballast = Ballast()
         for name, tree in sets.items():
-            bench_set(name, tree, place, options)
+            bench_set(name, tree, place, ballast, options)
     finally:
         remove(place)
 
 
-def bench_set(name: str, tree: Path, place: Path, options: argparse.Namespace) -> None:
+def bench_set(name: str, tree: Path, place: Path, ballast: Ballast, options: argparse.Namespace) -> None:
     size = sum(p.lstat().st_blocks * 512 for p in tree.rglob("*"))
     files = sum(1 for _ in tree.rglob("*"))
     cold = ", cold cache" if options.cold else ""
     print(f"\n{name}: {files:,} entries, {size / 1e9:.2f} GB{cold}; medians of {options.rounds}; "
           f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     print("| | backup s | CPU s | ratio | restore s | CPU s | ratio | verify s | ratio |\n|" + "---|" * 9)
-    ballast = Ballast()
     for peer in options.peers:
         if options.cold and not PEERS[peer].backup:
             continue
