@@ -394,6 +394,20 @@ def _locked(part: Path) -> int:
         os.close(fd)
 
 
+def lock_if_abandoned(part: Path) -> int:
+    """The descriptor of what a backup has begun, locked now as by that; -1 if one under way has the lock, or may."""
+    try:
+        fd = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
 def fsync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import network
+from .archive import lock_if_abandoned
 from .asr_disk import inside, same_machine
 from .errors import AsrError, Busy, CommandFailed, DestinationRefused
 from .layout import Layout, human
@@ -363,7 +364,7 @@ def _warnings(place: str, volume: dict[str, str], url: str, free: int, used: int
 def _remove_abandoned(set: AsrSet, folder: Path) -> None:
     """What backups of this computer that were killed have left: it may be what fills the disk."""
     for first, other in begun_in(folder):
-        if same_machine(other, set) and (lock := _lock_if_abandoned(first)) >= 0:
+        if same_machine(other, set) and (lock := lock_if_abandoned(first)) >= 0:
             name = whole(first.with_suffix("")).name
             parts = folder.glob(f"{glob.escape(name)}.[0-9][0-9][0-9].part")
             try:
@@ -374,21 +375,6 @@ def _remove_abandoned(set: AsrSet, folder: Path) -> None:
                 log(f"{first} could not be removed: {error.strerror}")
             finally:
                 os.close(lock)
-
-
-def _lock_if_abandoned(part: Path) -> int:
-    """The descriptor of a file that is now locked as backups under way lock theirs; -1 if one of these has it, or may.
-    """
-    try:
-        fd = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return -1
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return -1
-    return fd
 
 
 def measured(folder: Path) -> int:
