@@ -83,6 +83,9 @@ def shell_in_uml(script: str, disks: Sequence[Path], root: Path = OURS, *, share
             folder=folder, root=root, modules=MODULES, masked=" ".join(masked),
             shared=" ".join(str(path) for path in shared)))
         (folder / "init").chmod(0o755)
+        registers = folder / "ptrace.so"
+        subprocess.run(
+            ("gcc", "-O2", "-shared", "-fPIC", "-o", registers, REPOSITORY / "tests/uml_ptrace.c"), check=True)
         images = [str(disk) if keep else f"{folder}/changes{number},{disk}" for number, disk in enumerate(disks)]
         with (folder / "console").open("wb") as console:
             kernel = subprocess.Popen(
@@ -91,7 +94,7 @@ def shell_in_uml(script: str, disks: Sequence[Path], root: Path = OURS, *, share
                  f"uml_dir={folder}", f"umid={folder.name}",
                  *(f"ubd{number}={image}" for number, image in enumerate(images))),
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
-                env={**os.environ, "TMPDIR": name})
+                env={**os.environ, "TMPDIR": name, "LD_PRELOAD": str(registers)})
             try:
                 kernel.wait(seconds)
             except subprocess.TimeoutExpired:
