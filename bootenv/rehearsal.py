@@ -38,6 +38,7 @@ POLL = 0.2                        # seconds between two looks at the screen
 KEY_DOWN = 0.05                   # seconds a key is held; then as long again it is not
 OVMF = Path("/usr/share/OVMF")    # where Debian and Ubuntu keep the UEFI firmware
 FLOPPY_DRIVE = "fdc0"
+LIMIT = "disks"                   # of all of them together
 
 Bootable = Literal["cdrom", "disk", "stick", "network"]
 Pattern = str | re.Pattern[str]   # str: as it stands; compiled: a regular expression
@@ -286,6 +287,10 @@ class Guest:
         self._expect(self._unplugged, f"the USB stick {image} unplugged", seconds)
         self.command("blockdev-del", node_name=f"{name}-image")
 
+    def limit_disks(self, writes: int) -> None:
+        """The disks together take no more than so many writes a second; 0: as many as this computer can."""
+        self.command("qom-set", path=f"/objects/{LIMIT}", property="limits", value={"iops-write": writes})
+
     # Power
 
     def wait_for_reboot(self, seconds: float) -> None:
@@ -446,6 +451,7 @@ def command_line(machine: Machine, socket: Path, folder: Path) -> tuple[str, ...
         *_network(machine),
         "-S", "-chardev", f"socket,id=qmp,path={socket}", "-mon", "chardev=qmp,mode=control",
         "-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial",
+        *_options("-object", iter(({"qom-type": "throttle-group", "id": LIMIT},))),
         *_options("-blockdev", _nodes(machine)),
         *_options("-device", _devices(machine)),
     )
@@ -494,7 +500,8 @@ def _network(machine: Machine) -> Iterator[str]:
 
 def _nodes(machine: Machine) -> Iterator[Mapping[str, object]]:
     for number, drive in enumerate(machine.disks):
-        yield _node(f"disk{number}-image", drive.image, drive.format)
+        yield {"node-name": f"disk{number}-image", "driver": "throttle", "throttle-group": LIMIT,
+               "file": _node(f"disk{number}-file", drive.image, drive.format)}
     for number, image in enumerate(machine.sticks):
         yield _stick_node(f"stick{number}", image)
     if machine.cdrom:
