@@ -38,7 +38,7 @@ TOOLS = {  # program: Debian package
     "zstd": "zstd",
     "xz": "xz-utils",
 }
-MODULES = ("rich", "qemu", "zstandard", "pip")   # what this program and the rehearsal import
+MODULES = ("rich", "qemu", "xxhash", "zstandard", "pip")   # what this program and the rehearsal import
 
 LINKS = {  # path in the image: what it points at
     "usr/sbin/init": "/usr/lib/asr/bootenv/image/init",
@@ -55,7 +55,7 @@ LINKS = {  # path in the image: what it points at
 PROGRAMS_AT_START = ("/usr/bin/bash", "/usr/bin/dash", "/usr/bin/tmux", "/usr/bin/python3", "/usr/bin/udevadm")
 MODULES_AT_START = """
 import sys
-import argparse, asyncio, hashlib, importlib.util, json, pickle, subprocess, tomllib, zstandard
+import argparse, asyncio, hashlib, importlib.util, json, pickle, subprocess, tomllib, xxhash, zstandard
 import textual.app, textual.containers, textual.drivers.linux_driver, textual.widgets._input, textual.widgets._static
 for module in list(sys.modules.values()):
     for path in (getattr(module, "__cached__", None), getattr(module, "__file__", None)):
@@ -525,7 +525,7 @@ PROGRAM: tuple[tuple[str, Verb], ...] = (
 
 # What is installed on healthy machines
 
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")     # that the .deb may meet; zstandard has a part for each
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")     # that the .deb may meet; some packages have a part for each
 # What the program runs on any machine; what a machine's storage needs beside them, it has.
 DEPENDS = "python3 (>= 3.11), util-linux, fdisk, mtools, dosfstools, e2fsprogs"
 CONTROL = """\
@@ -607,8 +607,8 @@ def deb(dist: Path, cache: Path) -> Path:
         other = cache / f"deb-python-{python}"
         shutil.rmtree(other, ignore_errors=True)
         pip_install(python, library if python == PYTHONS[0] else other)
-        for part in other.glob("zstandard/*.so"):
-            shutil.copy(part, library / "zstandard")
+        for part in other.rglob("*.so"):
+            shutil.copy(part, library / part.relative_to(other))
         shutil.rmtree(other, ignore_errors=True)
     for ours in ("bootenv", "console"):
         shutil.copytree(HERE / ours, library / ours, ignore=shutil.ignore_patterns("__pycache__"))

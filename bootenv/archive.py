@@ -36,12 +36,12 @@ The index's table is one or more zstd frames (with checksums) of all frame recor
 of text: "=SEQ", then a record for each member in that frame ("d" frames have none, for their members are repeated),
 each ended by NUL:
 
-    KIND OFFSET HEAD CRC STORED SHA256 SIZE PATH
+    KIND OFFSET HEAD CHECKSUM STORED SHA256 SIZE PATH
     KIND      f file, d directory, l symlink, h hard link, c b devices, p fifo; "+": a "+" frame's part of a file
     OFFSET HEAD           where in the unpacked frame its headers begin, and their bytes (with a map of holes)
-    CRC       CRC-32 of these headers, 8 hex digits
-    STORED    bytes of content in this frame, after the headers
-    SHA256    of these; "-" where there are none
+    CHECKSUM  XXH3 (64 bits, seed 0) of these headers and of the content after them, 16 hex digits
+    STORED    bytes of that content, in this frame
+    SHA256    of it; "-" where there is none
     SIZE      the file's bytes as a program reads them
     PATH      any bytes but NUL
 
@@ -111,7 +111,7 @@ class Record(NamedTuple):
     kind: str
     offset: int
     head: int
-    crc: int
+    checksum: int
     stored: int
     sha256: str
     size: int
@@ -189,8 +189,9 @@ def _parse_frame_record(text: bytes) -> Place:
                  path)
 
 
-def member_record(kind: str, offset: int, head: bytes, stored: int, sha256: str, size: int, path: bytes) -> bytes:
-    return f"{kind} {offset} {len(head)} {crc32(head):08x} {stored} {sha256} {size} ".encode() + path + b"\0"
+def member_record(kind: str, offset: int, head: int, checksum: int, stored: int, sha256: str, size: int,
+                  path: bytes) -> bytes:
+    return f"{kind} {offset} {head} {checksum:016x} {stored} {sha256} {size} ".encode() + path + b"\0"
 
 
 def parse_records(text: bytes) -> list[Record]:
@@ -199,8 +200,9 @@ def parse_records(text: bytes) -> list[Record]:
 
 
 def _parse_member_record(text: bytes) -> Record:
-    kind, offset, head, crc, stored, sha256, size, path = text.split(b" ", 7)
-    return Record(kind.decode(), int(offset), int(head), int(crc, 16), int(stored), sha256.decode(), int(size), path)
+    kind, offset, head, checksum, stored, sha256, size, path = text.split(b" ", 7)
+    return Record(kind.decode(), int(offset), int(head), int(checksum, 16), int(stored), sha256.decode(), int(size),
+                  path)
 
 
 # Writing

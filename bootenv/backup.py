@@ -740,7 +740,7 @@ def list_directory(path: Path, directory: bytes) -> list[Entry]:
     The index is searched, not parsed: it may have millions of records. Raises as list_backup() does.
     """
     above = directory and directory + b"/"
-    record = re.compile(rb"(?:\A|\0)([fdlhcbp]) \d+ \d+ [0-9a-f]{8} \d+ [0-9a-f-]+ (\d+) " + re.escape(above)
+    record = re.compile(rb"(?:\A|\0)([fdlhcbp]) \d+ \d+ [0-9a-f]{16} \d+ [0-9a-f-]+ (\d+) " + re.escape(above)
                         + rb"([^/\0]+)(?=\0|\Z)")
     with Volumes(path) as volumes:
         index = _whole_index(volumes)

@@ -19,6 +19,8 @@ from itertools import islice
 from stat import S_ISREG
 from typing import Any
 
+from xxhash import xxh3_64_intdigest
+
 from bootenv.archive import Frame, member_record, pack
 from bootenv.crew import Message
 from bootenv.directories import Directories, allow_depth
@@ -287,8 +289,10 @@ class Batch:
         return content
 
     def _end(self, kind: str, head: bytes, at: int, stored: int, size: int, path: bytes) -> None:
-        digest = sha256(self._buffer[at:at + stored]).hexdigest() if stored else "-"
-        self._records.append(member_record(kind, at - len(head), head, stored, digest, size, path))
+        start, end = at - len(head), at + stored
+        digest = sha256(self._buffer[at:end]).hexdigest() if stored else "-"
+        checksum = xxh3_64_intdigest(self._buffer[start:end])
+        self._records.append(member_record(kind, start, len(head), checksum, stored, digest, size, path))
         self.files += kind != "d"
         self.bytes += stored
         self.item = path

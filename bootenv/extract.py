@@ -20,7 +20,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
+
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from bootenv.archive import DamagedFrame, Place, Record, Volumes, parse_records, salvage, unpack
 from bootenv.crew import Message
@@ -670,9 +671,10 @@ def parts(record: Record, frame: memoryview) -> tuple[memoryview, memoryview]:
 
 def is_intact(record: Record, head: memoryview, content: memoryview) -> bool:
     """Is this member, out of a damaged frame, what the index says of it?"""
-    if len(head) != record.head or len(content) != record.stored or crc32(head) != record.crc:
-        return False
-    return record.sha256 == "-" or sha256(content).hexdigest() == record.sha256
+    checksum = xxh3_64(head)
+    checksum.update(content)
+    return (len(head) == record.head and len(content) == record.stored and checksum.intdigest() == record.checksum
+            and (record.sha256 == "-" or sha256(content).hexdigest() == record.sha256))
 
 
 def write_extents(fd: int, extents: Sequence[Extent], data: memoryview) -> None:
@@ -709,12 +711,10 @@ class Checker:
         for record in task[1].split(b"\0"):
             if record:
                 # As parse_records() and is_intact() have it, without the values in between: it is done for each file.
-                kind, offset, head, crc, stored, digest, _, path = record.split(b" ", 7)
-                at = int(offset)
-                content = at + int(head)
-                end = content + int(stored)
-                right = end <= len(view) and crc32(view[at:content]) == int(crc, 16) and (
-                    digest == b"-" or sha256(view[content:end]).hexdigest().encode() == digest)
+                kind, offset, head, checksum, stored, _, _, path = record.split(b" ", 7)
+                start = int(offset)
+                end = start + int(head) + int(stored)
+                right = end <= len(view) and xxh3_64_intdigest(view[start:end]) == int(checksum, 16)
                 if not right and kind != b"d":
                     lost.append(path)
         yield ("checked", tuple(place), whole, lost, path), b""
