@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,12 +92,13 @@ _held: list[IO[str]] = []              # LOCK, once for each block of alone() th
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """One preparation at a time, and one process that mounts what it needs for that. Raises Busy.
+def alone(told: Callable[[str], None] | None = None) -> Iterator[None]:
+    """One preparation at a time, and one process that mounts what it needs for that.
 
     What is found mounted in the block was left by one that was killed. The block may be entered again within itself.
+    told: waits for one that is under way, and says so. Raises Busy without.
     """
-    lock = _held[0] if _held else _locked()
+    lock = _held[0] if _held else _locked(told)
     _held.append(lock)
     try:
         yield
@@ -107,15 +108,23 @@ def alone() -> Iterator[None]:
             lock.close()
 
 
-def _locked() -> IO[str]:
+def _locked(told: Callable[[str], None] | None) -> IO[str]:
+    busy = "Another ASR set of this computer is being prepared right now"
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     file = LOCK.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        raise Busy("Another ASR set of this computer is being prepared right now.",
-                   hint="Wait until that has ended, then try again.", untouched="That one goes on.") from None
+        if not told:
+            file.close()
+            raise Busy(f"{busy}.", hint="Wait until that has ended, then try again.",
+                       untouched="That one goes on.") from None
+        told(f"{busy}; this one waits until that has ended.")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except BaseException:                  # Ctrl+C
+            file.close()
+            raise
     return file
 
 

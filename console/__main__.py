@@ -426,9 +426,9 @@ def prepare(arguments: argparse.Namespace) -> int:
         app = PrepareApp(story, look(add=arguments.add) if RUNNING else None, look)
         status = _shown(app)
         return CRASHED if app.crashed else status
-    survey = look(add=arguments.add)
-    with story.alone():                        # also until older backups are retired
-        return _prepare(story, survey, arguments)
+    # Also until older backups are retired. Of jobs that are due at the same time, one waits for the other.
+    with story.alone(partial(print, flush=True)):
+        return _prepare(story, look(add=arguments.add), arguments)
 
 
 def _provider(arguments: argparse.Namespace) -> "ProviderReference | None":

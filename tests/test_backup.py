@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from xxhash import xxh3_64_intdigest
 
 from bootenv import archive
 from bootenv import backup as backup_room
@@ -872,6 +873,22 @@ def test_verify_names_what_is_damaged(small_backup, scratch):
     assert verify(scratch / "b") == [Difference("large", "It is damaged in the backup.")]
 
 
+def test_verify_compares_each_file_though_its_frame_is_what_was_compressed(scratch):
+    """As memory does it that gives back another bit than it was given, before the frame is compressed."""
+    output = Output(scratch / "b")
+    writer = Writer(output)
+    batch = Batch()
+    for name in (b"one", b"two"):
+        batch.add(Member(name, "f", 0o644, size=4), b"1234")
+    frame = batch.frame(1)
+    data = zstandard.decompress(frame.packed)
+    at = data.rindex(b"1234")
+    writer.add(frame._replace(packed=pack(data[:at] + b"1235" + data[at + 4:], 1)))
+    writer.finish()
+    output.commit()
+    assert verify(scratch / "b") == [Difference("two", "It is damaged in the backup.")]
+
+
 def test_verify_names_a_large_file_once_however_much_of_it_is_damaged(small_backup, scratch):
     _, whole = small_backup
     (scratch / "b").write_bytes(whole)
@@ -1650,6 +1667,7 @@ def test_a_place_is_what_it_says(small_backup, scratch):
                                   capture_output=True, check=True)
             for record in records:
                 at = record.offset + record.head
+                assert xxh3_64_intdigest(done.stdout[record.offset:at + record.stored]) == record.checksum
                 if record.kind == "f" and record.stored == record.size:
                     data = done.stdout[at:at + record.stored]
                     assert hashlib.sha256(data).hexdigest() == record.sha256 or not data

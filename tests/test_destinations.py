@@ -5,6 +5,7 @@ import json
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from threading import Timer
 
 import pytest
 
@@ -150,6 +151,25 @@ def test_what_another_process_has_mounted_is_left_to_it(points, monkeypatch):
     assert ran == []
     with alone(), prepare.sources(SYSTEM):     # it is given back when it ends
         pass
+
+
+def test_one_that_nobody_watches_waits_for_the_other(points):
+    with alone():
+        pass
+    other = destinations.LOCK.open("w")
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    said = []
+
+    def told(text):
+        said.append(text)
+        Timer(0.2, other.close).start()
+
+    with alone(told):
+        assert other.closed
+        with destinations.LOCK.open("w") as third, pytest.raises(BlockingIOError):
+            fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert said == ["Another ASR set of this computer is being prepared right now; this one waits until that has "
+                    "ended."]
 
 
 def test_an_address_is_mounted_as_long_as_it_is_needed(on_another_disk, points, tmp_path, monkeypatch):
