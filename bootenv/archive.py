@@ -45,6 +45,9 @@ each ended by NUL:
     SIZE      the file's bytes as a program reads them
     PATH      any bytes but NUL
 
+Verifying compares CHECKSUM, which takes next to no time on any processor; what a damaged frame still unpacks to is
+believed only by SHA256 as well.
+
 Volumes NAME.001, NAME.002, ... joined are the same file.
 """
 

@@ -710,7 +710,7 @@ class Checker:
         path = b""
         for record in task[1].split(b"\0"):
             if record:
-                # As parse_records() and is_intact() have it, without the values in between: it is done for each file.
+                # As parse_records() has it, without the values in between: it is done for each file.
                 kind, offset, head, checksum, stored, _, _, path = record.split(b" ", 7)
                 start = int(offset)
                 end = start + int(head) + int(stored)
