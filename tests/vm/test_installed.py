@@ -42,6 +42,11 @@ def test_an_installed_computer_says_when_a_set_is_due_and_makes_it_by_itself(
         assert "The backup and the ASR disk were read back and match." in journal
         assert "ASR:" not in log_in_again(guest)
 
+        stop_a_job(guest)
+        status, output = guest.serial.run(f"systemctl start {JOB}", 3000)
+        assert status == 0, output
+        assert "ASR:" not in log_in_again(guest)
+
         # A package that matters: apt's hook says so at once, and logins until there is a new set.
         assert "A new ASR set is due" in done(guest, "apt-get -qq purge acl", 600)
         assert "a new ASR set of this computer is due" in log_in_again(guest)
@@ -62,6 +67,21 @@ def test_an_installed_computer_says_when_a_set_is_due_and_makes_it_by_itself(
                            " systemctl list-units --all --no-legend 'asr*'")
         assert left.split() == [], left
         assert "ASR:" not in log_in_again(guest)
+
+
+def stop_a_job(guest: Guest) -> None:
+    """As a shutdown does it, in the middle of the backup."""
+    hook = "/etc/asr/hooks.d/10-database"
+    done(guest, f"mkdir -p /etc/asr/hooks.d && printf '#!/bin/sh\\necho $1 >>/run/hooks\\n' >{hook} && chmod +x {hook}")
+    done(guest, f"systemctl start --no-block {JOB}; until ls /var/lib/asr/destination/*.part; do sleep 0.2; done", 900)
+    done(guest, f"systemctl stop {JOB}", 120)
+    assert done(guest, "cat /run/hooks").split() == ["before", "after"]
+    assert done(guest, "grep -c /var/lib/asr /proc/mounts || true").strip() == "0"
+    left = done(guest, "mount LABEL=BACKUP /mnt && ls /mnt && umount /mnt").split()
+    [whole] = [name for name in left if ".tar.zst" in name]
+    assert whole.endswith(".tar.zst")
+    assert "the backup job nightly FAILED" in log_in_again(guest)
+    done(guest, f"rm {hook}")
 
 
 def log_in(guest: Guest) -> str:
