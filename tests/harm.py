@@ -225,7 +225,8 @@ class Kills:
         if (self.place / "b").exists():        # what has the name is whole
             assert self.verified(), f"killed after {after:.3f} s: a backup that isn't whole has its name"
             (self.place / "b").unlink()
-        assert self.run("backup", "tree", "b") == "[]\n"
+        said = self.run("backup", "tree", "b")
+        assert said == "[]\n", f"killed after {after:.3f} s: {said}"
         assert self.verified(), f"killed after {after:.3f} s: the next one isn't whole"
         assert [p.name for p in self.place.glob("b*")] == ["b"], f"killed after {after:.3f} s: something is left"
 
