@@ -73,10 +73,11 @@ def stop_a_job(guest: Guest) -> None:
     """As a shutdown does it, in the middle of the backup."""
     hook = "/etc/asr/hooks.d/10-database"
     done(guest, f"mkdir -p /etc/asr/hooks.d && printf '#!/bin/sh\\necho $1 >>/run/hooks\\n' >{hook} && chmod +x {hook}")
-    done(guest, f"systemctl start --no-block {JOB}; until ls /var/lib/asr/destination/*.part; do sleep 0.2; done", 900)
+    begun = "ls /run/asr/destination/*.part 2>/dev/null"
+    done(guest, f"systemctl start --no-block {JOB}; until {begun}; do sleep 0.2; done", 900)
     done(guest, f"systemctl stop {JOB}", 120)
     assert done(guest, "cat /run/hooks").split() == ["before", "after"]
-    assert done(guest, "grep -c /var/lib/asr /proc/mounts || true").strip() == "0"
+    assert done(guest, "grep -c /run/asr/ /proc/mounts || true").strip() == "0"
     left = done(guest, "mount LABEL=BACKUP /mnt && ls /mnt && umount /mnt").split()
     [whole] = [name for name in left if ".tar.zst" in name]
     assert whole.endswith(".tar.zst")
