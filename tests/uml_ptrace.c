@@ -1,6 +1,6 @@
 /* For user-mode Linux on processors whose registers are more than it knows of.
 
-   It sets a process's floating point registers with as many bytes as AVX-512 has of them (up to Linux 6.12), but the
+   It sets a process's floating point registers with as many bytes as AVX-512 has of them (Linux 6.1), but the
    kernel takes only all that the processor has, and refuses less with EFAULT where that has AMX, too. Preloaded, this
    sets the others as well: to nothing, for inside of user-mode Linux nobody may use them. */
 
