@@ -45,8 +45,8 @@ each ended by NUL:
     SIZE      the file's bytes as a program reads them
     PATH      any bytes but NUL
 
-Verifying compares CHECKSUM, which takes next to no time on any processor; what a damaged frame still unpacks to is
-believed only by SHA256 as well.
+Verifying compares CHECKSUM, which takes next to no time on any processor; what is restored from a damaged frame must
+have its SHA256, too.
 
 Volumes NAME.001, NAME.002, ... joined are the same file.
 """

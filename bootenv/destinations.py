@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -111,20 +111,17 @@ def alone(told: Callable[[str], None] | None = None) -> Iterator[None]:
 def _locked(told: Callable[[str], None] | None) -> IO[str]:
     busy = "Another ASR set of this computer is being prepared right now"
     LOCK.parent.mkdir(parents=True, exist_ok=True)
-    file = LOCK.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not told:
-            file.close()
-            raise Busy(f"{busy}.", hint="Wait until that has ended, then try again.",
-                       untouched="That one goes on.") from None
-        told(f"{busy}; this one waits until that has ended.")
+    with ExitStack() as stack:                 # Ctrl+C may end the wait
+        file = stack.enter_context(LOCK.open("w"))
         try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not told:
+                raise Busy(f"{busy}.", hint="Wait until that has ended, then try again.",
+                           untouched="That one goes on.") from None
+            told(f"{busy}; this one waits until that has ended.")
             fcntl.flock(file, fcntl.LOCK_EX)
-        except BaseException:                  # Ctrl+C
-            file.close()
-            raise
+        stack.pop_all()
     return file
 
 

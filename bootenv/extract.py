@@ -671,10 +671,12 @@ def parts(record: Record, frame: memoryview) -> tuple[memoryview, memoryview]:
 
 def is_intact(record: Record, head: memoryview, content: memoryview) -> bool:
     """Is this member, out of a damaged frame, what the index says of it?"""
+    if len(head) != record.head or len(content) != record.stored:
+        return False
     checksum = xxh3_64(head)
     checksum.update(content)
-    return (len(head) == record.head and len(content) == record.stored and checksum.intdigest() == record.checksum
-            and (record.sha256 == "-" or sha256(content).hexdigest() == record.sha256))
+    return checksum.intdigest() == record.checksum and (
+        record.sha256 == "-" or sha256(content).hexdigest() == record.sha256)
 
 
 def write_extents(fd: int, extents: Sequence[Extent], data: memoryview) -> None:

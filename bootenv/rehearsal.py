@@ -451,7 +451,7 @@ def command_line(machine: Machine, socket: Path, folder: Path) -> tuple[str, ...
         *_network(machine),
         "-S", "-chardev", f"socket,id=qmp,path={socket}", "-mon", "chardev=qmp,mode=control",
         "-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial",
-        *_options("-object", iter(({"qom-type": "throttle-group", "id": LIMIT},))),
+        "-object", f"throttle-group,id={LIMIT}",
         *_options("-blockdev", _nodes(machine)),
         *_options("-device", _devices(machine)),
     )
