@@ -69,7 +69,7 @@ from zlib import crc32
 
 import zstandard
 
-from bootenv.errors import BackupNotFound, DamagedBackup, DestinationFull, DestinationRefused
+from bootenv.errors import BackupNotFound, DamagedBackup, DestinationFull, DestinationRefused, refused
 
 SKIPPABLE = 0x184D2A5A
 STDOUT = Path("/dev/stdout")
@@ -114,7 +114,7 @@ class Record(NamedTuple):
     kind: str
     offset: int
     head: int
-    checksum: int
+    checksum: str
     stored: int
     sha256: str
     size: int
@@ -192,9 +192,9 @@ def _parse_frame_record(text: bytes) -> Place:
                  path)
 
 
-def member_record(kind: str, offset: int, head: int, checksum: int, stored: int, sha256: str, size: int,
+def member_record(kind: str, offset: int, head: int, checksum: str, stored: int, sha256: str, size: int,
                   path: bytes) -> bytes:
-    return f"{kind} {offset} {head} {checksum:016x} {stored} {sha256} {size} ".encode() + path + b"\0"
+    return f"{kind} {offset} {head} {checksum} {stored} {sha256} {size} ".encode() + path + b"\0"
 
 
 def parse_records(text: bytes) -> list[Record]:
@@ -204,7 +204,7 @@ def parse_records(text: bytes) -> list[Record]:
 
 def _parse_member_record(text: bytes) -> Record:
     kind, offset, head, checksum, stored, sha256, size, path = text.split(b" ", 7)
-    return Record(kind.decode(), int(offset), int(head), int(checksum, 16), int(stored), sha256.decode(), int(size),
+    return Record(kind.decode(), int(offset), int(head), checksum.decode(), int(stored), sha256.decode(), int(size),
                   path)
 
 
@@ -345,10 +345,7 @@ class Output:
         # One that is written in the other way, as one file or as volumes, is locked by the other name.
         if (other := one if self.volume_size else first).exists():
             os.close(_locked(other))
-        volumes = (path for number, path in _numbered(self.destination).items() if number < 1000)
-        if there := [path for path in (self.destination, *volumes) if path.exists()]:
-            raise DestinationRefused(f"{there[0].name} is there already.", untouched="Nothing was written.",
-                                     hint="Choose another name; nothing is overwritten.")
+        _check_free(self.destination)
 
     def _begin(self, name: Path) -> None:
         part = _part(name)
@@ -366,6 +363,18 @@ class Output:
                                    hint="Make room there, or choose another place for the backup.")
         return DestinationRefused(f"{self.destination} cannot be written: {os.strerror(error.errno or errno.EIO)}.",
                                   hint="Check the place for the backup and its cable or network, then try again.")
+
+
+def check_new(path: Path) -> None:
+    """Raises DestinationRefused for a backup that is there already, or can't be for want of a folder."""
+    if not path.parent.is_dir():
+        raise refused(f"There is no folder {path.parent}.", "Make it first, or mount the disk that has it.")
+    _check_free(path)
+
+
+def _check_free(path: Path) -> None:
+    if there := files_of(path):
+        raise refused(f"{there[0].name} is there already.", "Choose another name; nothing is overwritten.")
 
 
 _given_up: set[int] = set()            # descriptors that are locked as long as this process lives
@@ -389,9 +398,8 @@ def _locked(part: Path) -> int:
             if ours:                           # a new file: what is on its way into that one may arrive yet
                 part.unlink(missing_ok=True)
                 continue
-            raise DestinationRefused(
-                f"{part.stem} is being written by another backup.", untouched="Nothing was written.",
-                hint="Wait until that has ended, or choose another name.") from None
+            raise refused(f"{part.stem} is being written by another backup.",
+                          "Wait until that has ended, or choose another name.") from None
         # Between the two, the one that had the lock may have given the file its name, or removed it.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.lstat(part)):
@@ -631,6 +639,12 @@ def _numbered(path: Path) -> dict[int, Path]:
     """What has a backup's name and a volume's number."""
     return {int(p.suffix[1:]): p for p in path.parent.glob(_glob_escape(path.name) + ".*")
             if re.fullmatch(r"\.\d{3,}", p.suffix)}
+
+
+def files_of(path: Path) -> list[Path]:
+    """What there is of a backup: its file, or its volumes."""
+    volumes = (file for number, file in _numbered(path).items() if number < 1000)      # NAME.20261127 is none
+    return [file for file in (path, *volumes) if file.exists()]
 
 
 def _glob_escape(name: str) -> str:

@@ -33,7 +33,7 @@ from .errors import (
     ToolMissing,
 )
 from .events import Difference, Event, Progress
-from .run import LOG, ROOT, log, run
+from .run import LOG, log, run
 from .sif import DRIVERS, PROVIDERS, AsrSet, CarriedFile, read_sif, write_sif
 
 SIF = "asr.sif"
@@ -547,13 +547,3 @@ def _write_file(path: Path, data: bytes) -> None:
             new.unlink(missing_ok=True)
         kind = AsrDiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else AsrDiskUnwritable
         raise kind(f"{path} could not be written: {error.strerror}.", hint="Use another disk.") from None
-
-
-def inside(place: str) -> str:
-    """A place that a user named, as this process reaches it: device nodes are the same, paths lie under ROOT."""
-    if place.startswith("/dev/"):
-        node = os.path.realpath(place)         # of /dev/disk/by-uuid, by-label
-        return node if os.path.exists(node) else place         # /dev/stdout leads to a pipe, which has no name
-    # Started from the medium, the program has left the folder that the user is in.
-    here = os.environ.get("ASR_CWD", os.getcwd())
-    return str(ROOT / os.path.normpath(os.path.join(here, place)).lstrip("/"))

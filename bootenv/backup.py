@@ -305,6 +305,11 @@ def is_lost(difference: Difference) -> bool:
     return difference.why.startswith(LOST)
 
 
+def damaged_files(damaged: Sequence[Difference]) -> int:
+    """How many files are among what verify_backup() tells of: the index of the backup is none."""
+    return sum(difference.what != INDEX for difference in damaged)
+
+
 def _mounted_elsewhere(reading: Reading) -> Iterator[Difference]:
     prefixes = {tree.prefix for tree in reading.trees}
     for tree in reading.trees:

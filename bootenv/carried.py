@@ -20,11 +20,11 @@ from pathlib import Path
 
 import zstandard
 
-from .asr_disk import AsrDisk, inside, read_file
+from .asr_disk import AsrDisk, read_file
 from .backup import restore_backup
 from .errors import AsrError, CommandFailed, NoDriver
 from .events import Difference
-from .run import ROOT, STATE, log
+from .run import ROOT, STATE, inside, log
 from .sif import CARRIED_PATH, DRIVERS, PROVIDERS, AsrSet, CarriedFile, why_not_carried
 from .volumes import find_backup, forget
 

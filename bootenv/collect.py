@@ -19,7 +19,7 @@ from itertools import islice
 from stat import S_ISREG
 from typing import Any
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_hexdigest
 
 from bootenv.archive import Frame, member_record, pack
 from bootenv.crew import Message
@@ -291,7 +291,7 @@ class Batch:
     def _end(self, kind: str, head: bytes, at: int, stored: int, size: int, path: bytes) -> None:
         start, end = at - len(head), at + stored
         digest = sha256(self._buffer[at:end]).hexdigest() if stored else "-"
-        checksum = xxh3_64_intdigest(self._buffer[start:end])
+        checksum = xxh3_64_hexdigest(self._buffer[start:end])
         self._records.append(member_record(kind, start, len(head), checksum, stored, digest, size, path))
         self.files += kind != "d"
         self.bytes += stored

@@ -34,6 +34,7 @@ _SLOT = 3 * 2**20                              # bytes; what is larger goes thro
 _DEPTH = 2                                     # tasks that a worker has in hand, so that it never waits for the next
 _PIPE = 2**20
 _MUCH_WAITING = 0.3            # of the time: more workers than cores cost little, and a core that idles is lost
+_MUCH_READING = 0.1            # the same, where the disk is what it waits for, and not the main process
 _SECONDS_OF_CREW = 0.15        # until it is looked at again whether more workers would help
 # glibc gives each block above 128 KB back to the kernel at once, and then the pages of the next one have to be cleared
 # and mapped again: a third of the system time. Frames come and go, so the memory stays about as large all the same.
@@ -85,8 +86,10 @@ class Crew:
         if not self._grows or len(self) >= MOST or passed < _SECONDS_OF_CREW:
             return
         # Not all at the first look: what was before it is the start.
-        waited = [member.waited() for member in self._members]
-        if self._looked and sum(waited) > _MUCH_WAITING * passed * len(self):
+        waited = sum(member.waited() for member in self._members)
+        reading = [member.has_read() for member in self._members]
+        much = _MUCH_READING if any(reading) else _MUCH_WAITING
+        if self._looked and waited > much * passed * len(self):
             with suppress(OSError):            # the system is short of something: it goes on with those that there are
                 for _ in range(min(2, MOST - len(self))):
                     self._members.append(_Member(self._setup))
@@ -190,6 +193,7 @@ class _Member:
             os.close(back)
         self.busy = 0
         self._known = time.monotonic(), 0.0
+        self._known_read = b""
         _send(self._tasks, setup)
 
     def waited(self) -> float:
@@ -201,6 +205,16 @@ class _Member:
             return 0.0
         before, self._known = self._known, (time.monotonic(), (ran + queued) / 1e9)
         return (self._known[0] - before[0]) - (self._known[1] - before[1])
+
+    def has_read(self) -> bool:
+        """Did it read anything from a disk, or from a server, since the last call?"""
+        try:
+            with open(f"/proc/{self._process.pid}/io", "rb") as numbers:
+                read = next(line for line in numbers if line.startswith(b"read_bytes:"))
+        except (OSError, StopIteration):       # a kernel that doesn't count
+            return False
+        before, self._known_read = self._known_read, read
+        return before not in (b"", read)
 
     def send(self, task: Task) -> None:
         self.busy += 1

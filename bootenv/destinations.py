@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import network
-from .archive import lock_if_abandoned
-from .asr_disk import inside, same_machine
-from .errors import AsrError, Busy, CommandFailed, DestinationRefused
+from .archive import check_new, lock_if_abandoned
+from .asr_disk import same_machine
+from .errors import AsrError, Busy, CommandFailed, DestinationRefused, refused
 from .layout import Layout, human
 from .probe import Mounted, mount_table
-from .run import ROOT, STATE, log, run, unmounting
+from .run import ROOT, STATE, inside, log, run, unmounting
 from .sif import AsrSet, BackupReference
 from .volumes import Volume, begun_in
 
@@ -252,14 +252,6 @@ def file_at(place: str, name: str) -> Path:
     return path
 
 
-def check_new(path: Path) -> None:
-    """Raises DestinationRefused for a file that is there already, or can't be for want of a folder."""
-    if not path.parent.is_dir():
-        raise refused(f"There is no folder {path.parent}.", "Make it first, or mount the disk that has it.")
-    if files_of(path):
-        raise refused(f"{path.name} is there already.", "Choose another name; nothing is overwritten.")
-
-
 def _on_device(set: AsrSet, used: int, device: str, name: str) -> Destination:
     """A volume by its node: where it is mounted, or mounted for the time being."""
     if not Path(device).exists():
@@ -426,15 +418,6 @@ def volume_of(folder: Path) -> dict[str, str]:
 def whole(path: Path) -> Path:
     """A backup's name without that of its first volume."""
     return path.with_name(path.name.removesuffix(".001"))
-
-
-def files_of(path: Path) -> list[Path]:
-    """The backup's file, or its volumes."""
-    return [file for file in (path, *path.parent.glob(glob.escape(path.name) + ".[0-9][0-9][0-9]")) if file.exists()]
-
-
-def refused(what: str, hint: str) -> DestinationRefused:
-    return DestinationRefused(what, hint=hint, untouched="Nothing was written.")
 
 
 def _refused_critical(place: str, on: str) -> DestinationRefused:

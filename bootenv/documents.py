@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import backup
+from .archive import check_new
 from .backup import Entry, Selection, Source, write_backup
-from .destinations import SUFFIX, check_new, file_at, refused, volume_of
-from .errors import NothingToBackUp
+from .destinations import SUFFIX, file_at, volume_of
+from .errors import NothingToBackUp, refused
 from .events import Difference, Event, noted
 from .files import read_back
 from .probe import resolved

@@ -266,6 +266,10 @@ class DestinationRefused(AsrError):
     remedy = "Choose another place. F4 in the wizard lists each volume, and why it will do or not."
 
 
+def refused(what: str, hint: str) -> DestinationRefused:
+    return DestinationRefused(what, hint=hint, untouched="Nothing was written.")
+
+
 class DestinationFull(AsrError):
     number = 33
     title = "The destination is full."

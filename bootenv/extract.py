@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from bootenv.archive import DamagedFrame, Place, Record, Volumes, parse_records, salvage, unpack
 from bootenv.crew import Message
@@ -675,7 +675,7 @@ def is_intact(record: Record, head: memoryview, content: memoryview) -> bool:
         return False
     checksum = xxh3_64(head)
     checksum.update(content)
-    return checksum.intdigest() == record.checksum and (
+    return checksum.hexdigest() == record.checksum and (
         record.sha256 == "-" or sha256(content).hexdigest() == record.sha256)
 
 
@@ -716,7 +716,7 @@ class Checker:
                 kind, offset, head, checksum, stored, _, _, path = record.split(b" ", 7)
                 start = int(offset)
                 end = start + int(head) + int(stored)
-                right = end <= len(view) and xxh3_64_intdigest(view[start:end]) == int(checksum, 16)
+                right = end <= len(view) and xxh3_64_hexdigest(view[start:end]) == checksum.decode()
                 if not right and kind != b"d":
                     lost.append(path)
         yield ("checked", tuple(place), whole, lost, path), b""

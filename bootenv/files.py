@@ -5,13 +5,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .asr_disk import find_asr_disks, inside
-from .backup import INDEX, Entry, list_directory, read_first, restore_backup, verify_backup
-from .destinations import files_of, volume_of
+from .archive import files_of
+from .asr_disk import find_asr_disks
+from .backup import Entry, damaged_files, list_directory, read_first, restore_backup, verify_backup
+from .destinations import volume_of
 from .errors import AsrError, DamagedBackup, DestinationRefused, NeedsRoot
 from .events import Difference, Event, noted
 from .network import TYPES, is_url
-from .run import run, write_out
+from .run import inside, run, write_out
 from .sif import read_sif
 from .volumes import FOLDER, FoundBackup, backups_at, every_backup, forget
 
@@ -58,11 +59,6 @@ def verify(backup: str) -> Generator[Event, None, tuple[Difference, ...]]:
     damaged: list[Difference] = []
     yield from noted(verify_backup(Path(backup)), damaged, "DAMAGED")
     return tuple(damaged)
-
-
-def damaged_files(damaged: Sequence[Difference]) -> int:
-    """How many files are among what verify() returns: the index of the backup is none."""
-    return sum(difference.what != INDEX for difference in damaged)
 
 
 def read_back(path: Path, as_written: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from . import files
-from .destinations import files_of, reached, whole
+from .archive import files_of
+from .destinations import reached, whole
 from .errors import BackupNotFound, CommandFailed, DestinationRefused, NeedsRoot
 from .events import Difference, Event
 from .probe import mount_table

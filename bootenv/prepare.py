@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import asr_disk, backup, carried, network
-from .asr_disk import Drive, drives, inside, put
+from .asr_disk import Drive, drives, put
 from .backup import Selection, Source, is_lost, read_first, write_backup
 from .bootloader import ESP_ROOM, RECOVERY, boot_code, check_minimal, esp_mounts, loader_of, readable_mounts
 from .bootloader import ROOM as MINIMAL_ROOM
 from .check import LOSS, NOT_RECOVERABLE, Finding, as_lines, check, critical_part, data_volumes, recoverable_part
 from .commands import as_text, read_commands
-from .destinations import SPLIT, SUFFIX, Destination, Place, alone, at, on_critical_disk, places, refused, volume_of
+from .destinations import SPLIT, SUFFIX, Destination, Place, alone, at, on_critical_disk, places, volume_of
 from .destinations import destination as at_place
 from .drift import PACKAGES, REPAIR, installed_packages, notice, package_lines
-from .errors import FirmwareDiffers, NeedsRoot, Unsupported
+from .errors import FirmwareDiffers, NeedsRoot, Unsupported, refused
 from .events import Difference, Event, noted
 from .exclude import LISTED, Excluding
 from .files import read_back
@@ -31,7 +31,7 @@ from .probe import architecture, host_name, kernel_names, kernel_release, mount_
 from .provider import SHIPPED, back_up, find_provider, make_plan
 from .provider import known_providers as known_providers  # of this story, for its front end
 from .provider import provider_reference as provider_reference
-from .run import ROOT, RUNNING, STATE, log, run
+from .run import ROOT, RUNNING, STATE, inside, log, run
 from .sif import DRIVERS, AsrSet, BackupReference, ProviderReference, backup_of, new_id, now, write_sif
 from .snapshot import FULL, HOOK, held_still
 

@@ -49,6 +49,16 @@ test "$(trap '' HUP INT TERM; cat)" || trap '' HUP INT TERM
 """
 
 
+def inside(place: str) -> str:
+    """A place that a user named, as this process reaches it: device nodes are the same, paths lie under ROOT."""
+    if place.startswith("/dev/"):
+        node = os.path.realpath(place)         # of /dev/disk/by-uuid, by-label
+        return node if os.path.exists(node) else place         # /dev/stdout leads to a pipe, which has no name
+    # Started from the medium, the program has left the folder that the user is in.
+    here = os.environ.get("ASR_CWD", os.getcwd())
+    return str(ROOT / os.path.normpath(os.path.join(here, place)).lstrip("/"))
+
+
 def run(
     argv: tuple[str, ...],
     *,

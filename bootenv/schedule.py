@@ -15,13 +15,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from . import network
-from .asr_disk import inside, same_machine
-from .destinations import Destination, at, files_of, whole
+from .archive import files_of
+from .asr_disk import same_machine
+from .destinations import Destination, at, whole
 from .drift import notice
 from .errors import BackupNotFound, CommandFailed, NeedsRoot, NoSuchJob, Unsupported
 from .events import Difference
 from .provider import find_provider, provider_reference
-from .run import ROOT, log, run
+from .run import ROOT, inside, log, run
 from .sif import AsrSet
 from .volumes import backups_in
 

@@ -511,8 +511,8 @@ def _with_password(work: Callable[[], T]) -> T:
 @contextmanager
 def _file(word: str) -> Iterator[Path]:
     """A file that the user named, on this computer or, by its address, on a server."""
-    from bootenv.asr_disk import inside
     from bootenv.network import file_at, is_url, parse
+    from bootenv.run import inside
 
     if not is_url(word):
         yield Path(inside(word))
@@ -526,11 +526,11 @@ def _file(word: str) -> Iterator[Path]:
 def make_disk(arguments: argparse.Namespace) -> int:
     """The set is what the copy says: no disk of this computer is looked at but the one to be written."""
     from bootenv import carried
-    from bootenv.asr_disk import inside, put
+    from bootenv.asr_disk import put
     from bootenv.errors import NoAsrDisk, NoProvider
     from bootenv.prepare import REPAIR, label_of, put_back_copy
     from bootenv.provider import find_provider
-    from bootenv.run import ROOT
+    from bootenv.run import ROOT, inside
     from bootenv.sif import backup_of
     from bootenv.volumes import is_backup, read_copy
 
@@ -643,9 +643,9 @@ def _need_root(what: str) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from bootenv.asr_disk import inside
     from bootenv.commands import as_text as commands_as_text
     from bootenv.plan import plan as steps
+    from bootenv.run import inside
     from bootenv.sif import read_sif
     from bootenv.step import as_text
 
@@ -658,12 +658,13 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from bootenv.asr_disk import check_belongs, inside
-    from bootenv.backup import verify_backup
-    from bootenv.files import damaged_files
+    from bootenv.backup import damaged_files, verify_backup
+    from bootenv.run import inside
 
     with _file(arguments.backup) as path:
         if arguments.disk:                     # at once: the rest takes long
+            from bootenv.asr_disk import check_belongs
+
             set = check_belongs(inside(arguments.disk), path)
             print(f"The disk and the backup are of one set: {set.host}, {set.created:%Y-%m-%d %H:%M} UTC.")
         _, damaged = followed(verify_backup(path))
@@ -684,8 +685,8 @@ def list_paths(arguments: argparse.Namespace) -> int:
 
 def extract(arguments: argparse.Namespace) -> int:
     """Status 0 only when all that was asked for is there as it was."""
-    from bootenv.asr_disk import inside
     from bootenv.backup import restore_backup
+    from bootenv.run import inside
 
     if bool(arguments.paths) == arguments.all:
         arguments.fail("name the paths, or say --all")
@@ -699,8 +700,8 @@ def extract(arguments: argparse.Namespace) -> int:
 def pack(arguments: argparse.Namespace) -> int:
     """Status 0: the file is whole, and nothing was unreadable. What isn't in it as it was is named."""
     from bootenv.archive import STDOUT
-    from bootenv.asr_disk import inside
     from bootenv.backup import Source, is_lost, write_backup
+    from bootenv.run import inside
 
     tree = inside(arguments.tree)
     if not os.path.isdir(tree):
@@ -719,10 +720,9 @@ def pack(arguments: argparse.Namespace) -> int:
 
 def _packed_to(word: str, volumes: bool) -> Path:
     """A file that is not there yet, what is no file, or STDOUT by any of its names. Raises DestinationRefused."""
-    from bootenv.archive import STDOUT
-    from bootenv.asr_disk import inside
-    from bootenv.destinations import check_new, refused
-    from bootenv.run import ROOT
+    from bootenv.archive import STDOUT, check_new
+    from bootenv.errors import refused
+    from bootenv.run import ROOT, inside
 
     if word in _STDOUT:
         return STDOUT

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_hexdigest
 
 from bootenv import archive
 from bootenv import backup as backup_room
@@ -1667,7 +1667,7 @@ def test_a_place_is_what_it_says(small_backup, scratch):
                                   capture_output=True, check=True)
             for record in records:
                 at = record.offset + record.head
-                assert xxh3_64_intdigest(done.stdout[record.offset:at + record.stored]) == record.checksum
+                assert xxh3_64_hexdigest(done.stdout[record.offset:at + record.stored]) == record.checksum
                 if record.kind == "f" and record.stored == record.size:
                     data = done.stdout[at:at + record.stored]
                     assert hashlib.sha256(data).hexdigest() == record.sha256 or not data

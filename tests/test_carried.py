@@ -51,7 +51,7 @@ def packed(suffix: str) -> bytes:
 def machine(tmp_path, monkeypatch) -> Path:
     """The root of a machine, and a recovery environment beside it."""
     for module, name, value in (
-        (carried, "ROOT", tmp_path / "root"), (asr_disk, "ROOT", Path("/")), (carried, "STATE", tmp_path / "state"),
+        (carried, "ROOT", tmp_path / "root"), (bootenv.run, "ROOT", Path("/")), (carried, "STATE", tmp_path / "state"),
         (carried, "_GATHERED", tmp_path / "state/carried"), (asr_disk, "LOG", bootenv.run.LOG),
         (carried, "forget", lambda: None),
     ):

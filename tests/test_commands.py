@@ -90,7 +90,7 @@ def test_patterns_are_taken_by_pack(tree, tmp_path, capsys):
 
 
 def test_the_mediums_own_program_has_the_paths_of_the_computer(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(asr_disk, "ROOT", tmp_path)
+    monkeypatch.setattr("bootenv.run.ROOT", tmp_path)
     monkeypatch.setenv("ASR_CWD", "/tree")
     assert main(["pack", "home", "/b.tar.zst"]) == 0
     assert main(["list", "../b.tar.zst"]) == 0
@@ -141,7 +141,7 @@ def test_a_link_to_nothing_leads_to_the_backup_then(tree, tmp_path):
 
 
 @pytest.mark.parametrize(("there", "name", "said"), [
-    ("b", "b", "b is there already"), ("b", "link", "b is there already"), ("b.002", "b", "b is there already"),
+    ("b", "b", "b is there already"), ("b", "link", "b is there already"), ("b.002", "b", "b.002 is there already"),
     ("b", "folder", "folder is there already"), ("b", "nowhere/c", "There is no folder"),
     ("b", "etc.2024", "etc.2024 ends as the volumes of a backup do"), ("b", "/dev/asr-none", "would lie in memory"),
 ])

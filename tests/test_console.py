@@ -29,7 +29,7 @@ import bootenv.run
 from bootenv import collect, errors, keymap, schedule, snapshot
 from bootenv import network as bootenv_network
 from bootenv.asr_disk import AsrDisk, Drive
-from bootenv.backup import COPY, Entry, Selection
+from bootenv.backup import COPY, INDEX, Entry, Selection
 from bootenv.check import LOSS, Finding
 from bootenv.destinations import Destination, Place
 from bootenv.drivers import Loaded
@@ -426,7 +426,7 @@ PAGES = {
         (JOB, "every Sunday at 03:00", "Sun 2026-03-15 03:00:00 UTC")]), "X removes", None),
     "17-sure": (lambda: backup.Sure("Remove the job nightly?", "The backups stay.", "To remove it"), "F8", None),
     "17-verified": (lambda: files.Verified(FOUND.place, DIFFERENCES), "DAMAGED", None),
-    "17-verified-index": (lambda: files.Verified(FOUND.place, (Difference(files.story.INDEX, "It is lost."),)),
+    "17-verified-index": (lambda: files.Verified(FOUND.place, (Difference(INDEX, "It is lost."),)),
                           "DAMAGED", None),
     "26-verified": (lambda: files.Verified(FOUND.place, (), "Its ASR disk is whole, and in floppy disk drive A:."),
                     "is whole", None),

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import bootenv.run
-from bootenv import asr_disk, files, media
-from bootenv.backup import Source, write_backup
+from bootenv import files, media
+from bootenv.backup import INDEX, Source, write_backup
 from bootenv.errors import DestinationRefused
 from tests.test_sif import SET
 
@@ -42,7 +42,7 @@ def extracted(backup, folder) -> None:
 
 
 def test_from_the_medium_files_go_to_the_computer_and_not_to_the_mediums_memory(backup, volume, monkeypatch, tmp_path):
-    monkeypatch.setattr(asr_disk, "ROOT", tmp_path / "host")
+    monkeypatch.setattr(bootenv.run, "ROOT", tmp_path / "host")
     monkeypatch.setenv("ASR_CWD", "/home/ann")
     extracted(backup, "/srv/put/here")
     extracted(backup, "below")
@@ -53,7 +53,7 @@ def test_from_the_medium_files_go_to_the_computer_and_not_to_the_mediums_memory(
 @pytest.mark.parametrize("named", ["sdb1/My Passport", "sdb1/../sdb1/My Passport"])
 def test_a_volume_is_written_where_this_process_has_mounted_it_and_read_only_after(
         named, backup, volume, ran, monkeypatch, tmp_path):
-    monkeypatch.setattr(asr_disk, "ROOT", tmp_path / "host")
+    monkeypatch.setattr(bootenv.run, "ROOT", tmp_path / "host")
     monkeypatch.setattr(files, "FOLDER", tmp_path)
     volume |= {"target": str(tmp_path / "sdb1"), "source": "/dev/sdb1"}
     extracted(backup, f"{tmp_path}/{named}")
@@ -112,6 +112,6 @@ def test_a_lost_index_is_damage_but_no_file(backup, monkeypatch, tmp_path):
         except StopIteration as end:
             damaged = end.value
             break
-    assert [difference.what for difference in damaged] == [files.INDEX]
+    assert [difference.what for difference in damaged] == [INDEX]
     assert files.damaged_files(damaged) == 0
     assert media._last_verified(SET.id)[1] == -1

@@ -84,7 +84,7 @@ def machine(tmp_path, monkeypatch) -> Path:
         if hasattr(module, "STATE"):
             monkeypatch.setattr(module, "STATE", tmp_path / "state")
     monkeypatch.setattr(destinations, "LOCK", tmp_path / "state/prepare.lock")
-    monkeypatch.setattr(asr_disk, "ROOT", Path("/"))
+    monkeypatch.setattr(bootenv.run, "ROOT", Path("/"))
     monkeypatch.setattr(asr_disk, "LOG", bootenv.run.LOG)
     monkeypatch.setattr(carried, "_GATHERED", tmp_path / "gathered")
     monkeypatch.setattr(provider, "runs_on_its_machine", lambda: True)
