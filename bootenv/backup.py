@@ -70,6 +70,7 @@ _NEAR, _MOST_WAITING = 16 * 2**20, 64      # bytes of the backup, pieces: of one
 _MOST_DIRECTORIES = 2**16      # that are held in memory until they are read
 _FILES = 64                    # of several names, that a worker is told of at a time
 _AHEAD = 8 * PIECE             # bytes of a large file that are on their way into memory before they are asked for
+_OPENED_AHEAD = 4              # large files of which that is so
 _MOST_FRAMES = 2**27          # of a backup, that are remembered; of 1 MiB, 128 TiB
 _FIRST_MOST = 4 * 2**20       # the first member is small; a reader that believed any size could be made to run out
 _SECONDS_OF_SILENCE = 2.0      # until it is said that the destination is what all wait for
@@ -396,6 +397,7 @@ class _Writing:
         self._links = Spool()
         self._again = Spool()
         self._lost: set[bytes] = set()
+        self._opened_ahead: deque[tuple[_Large, Member]] = deque()
         self._ends: dict[int, _Large] = {}     # by the number of a large file's last piece
         self._held: dict[int, Message] = {}    # pieces that came before their turn
         self._number = 0                       # of the piece to be read next
@@ -406,7 +408,7 @@ class _Writing:
 
     def close(self) -> None:
         """What is read may be unmounted next, also when this ends early."""
-        for large in self._ends.values():
+        for large in (*self._ends.values(), *(large for large, _ in self._opened_ahead)):
             os.close(large.fd)
         self._names.close()
         self._pump.close()
@@ -550,6 +552,30 @@ class _Writing:
 
     def _pieces(self) -> Iterator[Task | None]:
         found, self._large = self._large, Spool()
+        files = self._opened(found)
+        while True:
+            self._opened_ahead += islice(files, _OPENED_AHEAD - len(self._opened_ahead))
+            if not self._opened_ahead:
+                return
+            large, member = self._opened_ahead.popleft()
+            archived = large.archived
+            placement = Placement(member)
+            source = b"/proc/%d/fd/%d" % (os.getpid(), large.fd)
+            first = self._number
+            self._ends[first + max(placement.stored - 1, 0) // PIECE] = large
+            for at in range(0, max(placement.stored, 1), PIECE):
+                end = min(at + PIECE, placement.stored)
+                if at % _AHEAD == 0:
+                    os.posix_fadvise(large.fd, at + _AHEAD, _AHEAD, os.POSIX_FADV_WILLNEED)
+                last = end == placement.stored
+                while self._number - self._next > len(self._crew) + 2:
+                    yield None                 # one is late: don't fill the memory with those behind it
+                yield ("piece", self._level, self._number, first, source, b"" if at else encode(member),
+                       placement.between(at, end), at, member.size, last, archived)
+                self._number += 1
+
+    def _opened(self, found: Spool) -> Iterator[tuple[_Large, Member]]:
+        """Large files, with their beginnings on the way into memory."""
         for tree, path, inode, _ in _rows(found):
             archived = self._reading.trees[tree].name(path)
             try:
@@ -558,21 +584,8 @@ class _Writing:
                 self._lost.add(archived)
                 self._unread.append(Difference(os.fsdecode(archived), unread(error)))
                 continue
-            placement = Placement(member)
-            source = b"/proc/%d/fd/%d" % (os.getpid(), large.fd)
-            first = self._number
-            self._ends[first + max(placement.stored - 1, 0) // PIECE] = large
-            for at in range(0, max(placement.stored, 1), PIECE):
-                end = min(at + PIECE, placement.stored)
-                if at % _AHEAD == 0:
-                    os.posix_fadvise(large.fd, at + (at and _AHEAD), _AHEAD + (0 if at else _AHEAD),
-                                     os.POSIX_FADV_WILLNEED)
-                last = end == placement.stored
-                while self._number - self._next > len(self._crew) + 2:
-                    yield None                 # one is late: don't fill the memory with those behind it
-                yield ("piece", self._level, self._number, first, source, b"" if at else encode(member),
-                       placement.between(at, end), at, member.size, last, archived)
-                self._number += 1
+            os.posix_fadvise(large.fd, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
+            yield large, member
 
     def _open_large(self, tree: int, path: bytes, archived: bytes, inode: bytes) -> tuple[_Large, Member]:
         parent, _, name = path.rpartition(b"/")
