@@ -6,8 +6,9 @@ The format, for whoever writes another reader. Integers in binary are little-end
     frame       = one zstd frame with content size and content checksum
     description = a skippable zstd frame: "ASRFRAME", u32 CRC-32 of the frame record that follows
     index       = a skippable zstd frame: "ASRINDEX", u64 length of the table, the table, the members
-    tail        = a skippable zstd frame of 36 bytes: "ASR-TAIL", u64 place of the first index, u64 of the second,
-                  u64 bytes of one index, u32 CRC-32 of the 32 bytes before it
+    tail        = a skippable zstd frame of 44 bytes: "ASR-TAIL", u64 place of the first index, u64 of the second,
+                  u64 bytes of one index (both are the same bytes), u64 XXH3 of these, u32 CRC-32 of the 40 bytes
+                  before it
 
 zstd skips what is skippable, so that the frames together are one standard pax tar: `tar --zstd -xf` reads it (add
 `--xattrs --xattrs-include='*' --acls --numeric-owner`, and `--delay-directory-restore`: where a directory has symbolic
@@ -62,12 +63,13 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 from zlib import crc32
 
 import zstandard
+from xxhash import xxh3_64
 
 from bootenv.errors import BackupNotFound, DamagedBackup, DestinationFull, DestinationRefused, refused
 
@@ -76,7 +78,7 @@ STDOUT = Path("/dev/stdout")
 FRAME, INDEX, TAIL = b"ASRFRAME", b"ASRINDEX", b"ASR-TAIL"
 MAX_FRAME = 64 * 2**20         # no writer makes larger ones; a reader that believed any size could be made to run out
 _MAX_PACKED = MAX_FRAME + 2**20
-_TAIL_SIZE = 8 + 36
+_TAIL_SIZE = 8 + 44
 _FLUSH = _AHEAD = 32 * 2**20
 _CHUNK = 2**20                 # of index text under one checksum
 _MOST_MISSING = 100            # volumes in a row
@@ -453,15 +455,15 @@ class Writer:
 
     def finish(self) -> None:
         table, members = self._table.flush(), self._members.flush()
-        length = 8 + 8 + table + members
+        head = struct.pack("<II8sQ", SKIPPABLE, 8 + 8 + table + members, INDEX, table)
         places = []
         for _ in range(2):
             places.append(self._output.written)
-            self._output.write(struct.pack("<II", SKIPPABLE, length), INDEX, struct.pack("<Q", table))
-            for spool in (self._table, self._members):
-                for piece in spool.packed():
-                    self._output.write(piece)
-        tail = TAIL + struct.pack("<QQQ", *places, 8 + length)
+            checksum = xxh3_64()
+            for piece in chain((head,), self._table.packed(), self._members.packed()):
+                checksum.update(piece)
+                self._output.write(piece)
+        tail = TAIL + struct.pack("<QQQQ", *places, len(head) + table + members, checksum.intdigest())
         self._output.write(_skippable(tail, struct.pack("<I", crc32(tail))))
 
 
@@ -628,10 +630,8 @@ def _is_one(path: Path) -> bool:
     """Is a whole backup in this one file, whatever its name? Then its end says that it is where the file ends."""
     with path.open("rb") as file, suppress(OSError):
         size = os.fstat(file.fileno()).st_size
-        tail = os.pread(file.fileno(), _TAIL_SIZE, max(size - _TAIL_SIZE, 0))
-        if _is_tail(tail):
-            _, second, length = struct.unpack_from("<QQQ", tail, 16)
-            return second + length + _TAIL_SIZE == size
+        tail = _parse_tail(os.pread(file.fileno(), _TAIL_SIZE, max(size - _TAIL_SIZE, 0)))
+        return tail is not None and tail.second + tail.size + _TAIL_SIZE == size
     return False
 
 
@@ -643,22 +643,33 @@ def _numbered(path: Path) -> dict[int, Path]:
 
 def files_of(path: Path) -> list[Path]:
     """What there is of a backup: its file, or its volumes."""
-    volumes = (file for number, file in _numbered(path).items() if number < 1000)      # NAME.20261127 is none
-    return [file for file in (path, *volumes) if file.exists()]
+    found = _numbered(path)
+    end = next(number for number in count(1000) if number not in found)        # NAME.20261127 is none
+    return [file for file in (path, *(found[number] for number in sorted(found) if number < end)) if file.exists()]
 
 
 def _glob_escape(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def at_end(volumes: Volumes) -> tuple[int, ...]:
-    """The places of both indexes, by a backup's last bytes; none if these are not there."""
-    tail = volumes.read(max(volumes.size - _TAIL_SIZE, 0), _TAIL_SIZE)
-    return struct.unpack_from("<QQ", tail, 16) if _is_tail(tail) else ()
+class Tail(NamedTuple):
+    """What a backup's end says of its indexes."""
+
+    first: int                 # place
+    second: int
+    size: int                  # bytes of each
+    checksum: int
 
 
-def _is_tail(data: bytes) -> bool:
-    return data[8:16] == TAIL and data[40:] == struct.pack("<I", crc32(data[8:40]))
+def at_end(volumes: Volumes) -> Tail | None:
+    """None if a backup's last bytes are not there."""
+    return _parse_tail(volumes.read(max(volumes.size - _TAIL_SIZE, 0), _TAIL_SIZE))
+
+
+def _parse_tail(data: bytes) -> Tail | None:
+    if data[8:16] != TAIL or data[48:] != struct.pack("<I", crc32(data[8:48])):
+        return None
+    return Tail(*struct.unpack_from("<QQQQ", data, 16))
 
 
 _NO_INDEX = (zstandard.ZstdError, ValueError, struct.error)    # what reading something else for one may raise
@@ -716,7 +727,14 @@ class Index:
 
     def _find(self) -> int:
         """The place of an index that is whole, -1 if there is none."""
-        for place in self._candidates():
+        if tail := at_end(self._volumes):
+            for place in (tail.first, tail.second):
+                if self._checksum(place, tail.size) == tail.checksum:
+                    return place
+            return -1
+        for place, size in self._search(INDEX):
+            if self._end_of_frames(place) not in (place, place - size):
+                continue
             try:
                 for part in self._parts(place):
                     for _ in self._chunks(part):
@@ -726,9 +744,11 @@ class Index:
             return place
         return -1
 
-    def _candidates(self) -> Iterator[int]:
-        yield from at_end(self._volumes) or (
-            place for place, size in self._search(INDEX) if self._end_of_frames(place) in (place, place - size))
+    def _checksum(self, place: int, size: int) -> int:
+        checksum = xxh3_64()
+        for at in range(0, size, _CHUNK):
+            checksum.update(self._volumes.read(place + at, min(_CHUNK, size - at)))
+        return checksum.intdigest()
 
     def _end_of_frames(self, place: int) -> int:
         """Where the frames end by the index at a place; elsewhere than at an index if it is the one of a backup that

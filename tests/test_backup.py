@@ -784,6 +784,15 @@ def test_volumes_are_read_by_the_name_of_any_and_without_what_has_a_far_number(s
         verify(scratch / "b")
 
 
+def test_all_volumes_are_a_backups_files_and_a_date_is_none(scratch):
+    numbers = [*range(2, 1003), 1005, 20261126]
+    for number in numbers:
+        (scratch / f"b.{number:03d}").touch()
+    assert archive.files_of(scratch / "b") == [scratch / f"b.{number:03d}" for number in numbers[:-2]]
+    (scratch / "b").touch()
+    assert archive.files_of(scratch / "b")[0] == scratch / "b"
+
+
 def test_no_backup_there(scratch):
     with pytest.raises(BackupNotFound):
         differences(restore_backup(scratch / "no", scratch, anywhere=True))
@@ -939,6 +948,7 @@ def test_a_backup_in_the_backup_is_a_file(small, scratch, indexes):
     pack_tree(small, scratch / "b")
     with Volumes(scratch / "b") as volumes:
         places = archive.at_end(volumes)
+    assert places
     os.truncate(scratch / "b", places[indexes])
     found = extract(scratch / "b", scratch / "out")
     assert [d.what for d in found] == (["the backup's index"] if not indexes else [])
