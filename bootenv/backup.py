@@ -584,7 +584,6 @@ class _Writing:
                 self._lost.add(archived)
                 self._unread.append(Difference(os.fsdecode(archived), unread(error)))
                 continue
-            os.posix_fadvise(large.fd, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
             yield large, member
 
     def _open_large(self, tree: int, path: bytes, archived: bytes, inode: bytes) -> tuple[_Large, Member]:
@@ -600,6 +599,7 @@ class _Writing:
                 raise OSError(errno.ENXIO, "replaced")
             extents = extents_of(fd, status) if status.st_blocks * 512 < status.st_size else None
             xattrs, why = xattrs_of(fd)
+            os.posix_fadvise(fd, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
             return (_Large(fd, status, archived, why),
                     from_stat(archived, status, xattrs, flags_of(fd), extents))
         except BaseException:

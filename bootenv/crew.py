@@ -70,8 +70,6 @@ class Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for member in self._members:           # all at once, and then what is left of them
-            member.kill()
         for member in self._members:
             member.stop()
 
@@ -223,13 +221,11 @@ class _Member:
         with suppress(BrokenPipeError):        # what it said before it ended, or its end, comes with the replies
             _send(self._tasks, task)
 
-    def kill(self) -> None:
-        self._process.kill()
-
     def stop(self) -> None:
         os.close(self._tasks)
         os.close(self.replies)
         self.slots.close()
+        self._process.kill()
         self._process.wait()
 
 

@@ -709,22 +709,17 @@ class Checker:
         except DamagedFrame:
             view, whole = memoryview(salvage(packed, place)), False
         lost = []
-        rest = b"- - "
+        path = b""
         for record in task[1].split(b"\0"):
             if record:
-                # As parse_records() has it, with what is needed alone: it is done for each file.
-                kind, offset, head, checksum, stored, rest = record.split(b" ", 5)
+                # As parse_records() has it, without the values in between: it is done for each file.
+                kind, offset, head, checksum, stored, _, _, path = record.split(b" ", 7)
                 start = int(offset)
                 end = start + int(head) + int(stored)
                 right = end <= len(view) and xxh3_64_hexdigest(view[start:end]) == checksum.decode()
                 if not right and kind != b"d":
-                    lost.append(_path(rest))
-        yield ("checked", tuple(place), whole, lost, _path(rest)), b""
-
-
-def _path(rest: bytes) -> bytes:
-    """Of a member record from its SHA-256 on."""
-    return rest.split(b" ", 2)[2]
+                    lost.append(path)
+        yield ("checked", tuple(place), whole, lost, path), b""
 
 
 def check(backup: str) -> Checker:
